@@ -1,0 +1,72 @@
+"""PostgreSQL LISTEN/NOTIFY as Python signals.
+
+Register handlers with :func:`on_channel` and run a :class:`Reactor`, iterate
+:meth:`Database.wait`, or watch many databases with a :class:`NotificationManager`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pgsignals._types import DatabaseStatus, Gap, Notification, Status
+from pgsignals.database import Database, connect
+from pgsignals.errors import (
+    ChannelNameError,
+    ClosedError,
+    ConnectError,
+    ConnectionLostError,
+    ConnectionStateError,
+    EncodingError,
+    Error,
+    ForkedError,
+    PayloadError,
+    PoolerError,
+    StandbyError,
+    UnsupportedServerError,
+)
+from pgsignals.manager import NotificationManager
+from pgsignals.reactor import Reactor
+from pgsignals.signals import channel, on_channel
+
+if TYPE_CHECKING:
+    from pgsignals import embedded as embedded
+
+__all__ = [
+    "ChannelNameError",
+    "ClosedError",
+    "ConnectError",
+    "ConnectionLostError",
+    "ConnectionStateError",
+    "Database",
+    "DatabaseStatus",
+    "EncodingError",
+    "Error",
+    "ForkedError",
+    "Gap",
+    "Notification",
+    "NotificationManager",
+    "PayloadError",
+    "PoolerError",
+    "Reactor",
+    "StandbyError",
+    "Status",
+    "UnsupportedServerError",
+    "channel",
+    "connect",
+    "on_channel",
+]
+
+for _name in __all__:  # tracebacks and reprs show where users import from
+    globals()[_name].__module__ = "pgsignals"
+del _name
+
+
+def __getattr__(name: str) -> Any:
+    """Load what few programs need when it is asked for."""
+    from importlib import import_module, metadata
+
+    if name == "__version__":
+        return metadata.version("pgsignals-reactor")
+    if name == "embedded":
+        return import_module("pgsignals.embedded")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

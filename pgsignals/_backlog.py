@@ -1,0 +1,470 @@
+"""What has been received and not yet handled: the bounded hand-off from reader to workers.
+
+Notifications wait in lanes, and one worker at a time runs a lane, so that a lane keeps its order.
+With one worker there is one lane, which keeps the order over everything; with several there is
+one lane for each channel of each source.  An announcement (``lost``, ``connected``, ``gap``) is a
+barrier: it stands in every lane it covers, runs once when all of them have come to it, and only
+then lets them go on.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Hashable, Iterable
+from datetime import datetime
+from typing import Any, Literal, Protocol, TypeAlias
+
+from pgsignals._types import Notification
+
+Policy: TypeAlias = Literal["drop_oldest", "coalesce", "block"]
+
+#: Notifications that a worker runs of one lane while others are ready.
+TURN = 256
+
+
+class Source(Protocol):
+    """Where notifications come from: a link."""
+
+    dropped: int
+    dispatched: int
+
+    def batched(self) -> Collection[str]:
+        """The channels whose handlers want batches."""
+
+    def overflowed(self, drops: Drops) -> None:
+        """Tell of *drops*; runs on a worker."""
+
+
+class Drops:
+    """Notifications of one source that were given up and not told of yet."""
+
+    def __init__(self, since: datetime, until: datetime) -> None:
+        self.since = since
+        self.until = until
+        self.count = 0
+        self.channels: set[str] = set()
+
+
+class Segment:
+    """A run of notifications of one source that arrived at once."""
+
+    __slots__ = ("channel", "notifications", "received", "since", "source")
+
+    def __init__(
+        self,
+        source: Source,
+        channel: str | None,
+        notifications: Iterable[Notification],
+        since: datetime,
+        received: datetime,
+    ) -> None:
+        self.source = source
+        self.channel = channel
+        self.notifications = deque(notifications)
+        self.since = since
+        self.received = received
+
+
+class Announcement:
+    """A barrier; *run* is called on a worker when every lane it stands in has come to it."""
+
+    __slots__ = ("arrived", "channels", "lanes", "queued", "run", "source")
+
+    def __init__(
+        self, source: Source | None, run: Callable[[], None], channels: Collection[str] | None
+    ) -> None:
+        self.source = source
+        self.run = run
+        self.channels = channels
+        self.lanes: list[Lane] = []
+        self.arrived = 0
+        self.queued = False
+
+    def covers(self, lane: Lane) -> bool:
+        return self.channels is None or lane.channel is None or lane.channel in self.channels
+
+
+class Lane:
+    """Segments and announcements in order; one worker at a time."""
+
+    __slots__ = ("at", "busy", "channel", "items", "queued", "source")
+
+    def __init__(self, source: Source | None, channel: str | None) -> None:
+        self.source = source
+        self.channel = channel
+        self.items: deque[Segment | Announcement] = deque()
+        self.busy = False
+        self.queued = False
+        self.at: Announcement | None = None  # the one it has come to and waits for
+
+
+Task: TypeAlias = tuple[Lane, Segment] | Announcement
+
+
+class Backlog:
+    """See the module.
+
+    :param limit: how many notifications may wait, over all sources.
+    :param policy: what happens to one more.
+    :param parallel: lanes for channels, instead of one for everything.
+    """
+
+    def __init__(self, limit: int, policy: Policy, *, parallel: bool) -> None:
+        self.lock = threading.Lock()
+        self.waiting = 0
+        self.keys: set[Hashable] | None = set() if policy == "coalesce" else None
+        self.reader_waits = False
+        self._limit = limit
+        self._blocking = policy == "block"
+        self._unbounded = False  # at the end, what "block" had promised not to lose
+        self._parallel = parallel
+        self._lanes: dict[tuple[Source | None, str | None], Lane] = {}
+        self._ready: deque[Lane | Announcement] = deque()
+        self._arrivals: deque[Segment] = deque()
+        self._announced: dict[Source | None, list[Announcement]] = {}
+        self._drops: dict[Source, Drops] = {}
+        self._work = threading.Condition(self.lock)
+        self._space = threading.Condition(self.lock)
+        self._quiet = threading.Condition(self.lock)
+        self._running = 0
+        self._ending = False
+
+    # -- the reader's side ---------------------------------------------------------------------
+
+    def put(
+        self, source: Source, notifications: list[Notification], since: datetime, received: datetime
+    ) -> None:
+        """Queue what *source* received at *received*.
+
+        Blocks only under the policy "block", until there is space or
+        :meth:`release_reader` is called.
+
+        :param since: everything that was committed before this had been delivered before.
+        """
+        with self.lock:
+            if self.keys is not None:
+                notifications = self._coalesced(source, notifications)
+            while notifications:
+                part, notifications = self._fitting(notifications)
+                for segment in self._segments(source, part, since, received):
+                    lane = self._lane(source, segment.channel)
+                    lane.items.append(segment)
+                    self._arrivals.append(segment)
+                    self._advance(lane)
+                self.waiting += len(part)
+            if self.waiting > self._limit and not (self._blocking or self._unbounded):
+                self._drop(self.waiting - self._limit)
+            self._prune()
+
+    def _coalesced(self, source: Source, notifications: list[Notification]) -> list[Notification]:
+        fresh = []
+        for notification in notifications:
+            key = (source, notification.channel, notification.payload)
+            if key not in self.keys:  # type: ignore[operator] # only called with keys
+                self.keys.add(key)  # type: ignore[union-attr] # as above
+                fresh.append(notification)
+        return fresh
+
+    def _fitting(
+        self, notifications: list[Notification]
+    ) -> tuple[list[Notification], list[Notification]]:
+        """What may be queued now, and the rest; waits for space under the policy "block"."""
+        while self._blocking and self.waiting >= self._limit:
+            self.reader_waits = True
+            self._space.wait()
+        free = self._limit - self.waiting if self._blocking else len(notifications)
+        return notifications[:free], notifications[free:]
+
+    def _segments(
+        self, source: Source, notifications: list[Notification], since: datetime, received: datetime
+    ) -> Iterable[Segment]:
+        batched = source.batched()
+        if not batched and not self._parallel:
+            return [Segment(source, None, notifications, since, received)]
+        parts: dict[str | None, list[Notification]] = {}
+        for notification in notifications:
+            channel = notification.channel
+            key = channel if self._parallel or channel in batched else None
+            if (part := parts.get(key)) is None:
+                part = parts[key] = []
+            part.append(notification)
+        return [Segment(source, key, part, since, received) for key, part in parts.items()]
+
+    def _drop(self, count: int) -> None:
+        while count:
+            segment = self._arrivals[0]
+            given_up = min(count, len(segment.notifications))
+            if not given_up:
+                self._arrivals.popleft()
+                continue
+            source = segment.source
+            drops = self._drops.get(source)
+            if drops is None:
+                drops = self._drops[source] = Drops(segment.since, segment.received)
+                self._announce(Announcement(source, self._teller(source), drops.channels))
+            for _ in range(given_up):
+                notification = segment.notifications.popleft()
+                drops.channels.add(notification.channel)
+                if self.keys is not None:
+                    self.keys.discard((source, notification.channel, notification.payload))
+            drops.count += given_up
+            drops.since = min(drops.since, segment.since)
+            drops.until = max(drops.until, segment.received)
+            source.dropped += given_up
+            self.waiting -= given_up
+            count -= given_up
+            self._stand_first(source, self._lane(source, segment.channel))
+
+    def _teller(self, source: Source) -> Callable[[], None]:
+        def tell() -> None:
+            with self.lock:
+                drops = self._drops.pop(source)
+            source.overflowed(drops)
+
+        return tell
+
+    def _prune(self) -> None:
+        """Forget arrivals that have been taken; now and then also behind one that has not."""
+        arrivals = self._arrivals
+        while arrivals and not arrivals[0].notifications:
+            arrivals.popleft()
+        if len(arrivals) > 2 * self.waiting + 64:
+            self._arrivals = deque(segment for segment in arrivals if segment.notifications)
+
+    # -- announcements -------------------------------------------------------------------------
+
+    def announce(
+        self,
+        source: Source | None,
+        run: Callable[[], None],
+        channels: Collection[str] | None = None,
+    ) -> None:
+        """Have *run* called after what *source* has received so far and before what follows.
+
+        :param channels: those that wait for it; None for all of the source.
+        """
+        with self.lock:
+            announcement = Announcement(source, run, channels)
+            lanes = self._covered(announcement)
+            self._announce(announcement)  # to lanes that are made from now on
+            for lane in lanes:
+                lane.items.append(announcement)
+                announcement.lanes.append(lane)
+                self._advance(lane)
+
+    def _announce(self, announcement: Announcement) -> None:
+        self._announced.setdefault(announcement.source, []).append(announcement)
+
+    def _covered(self, announcement: Announcement) -> list[Lane]:
+        # The source's own lane, of no channel, keeps its announcements in order.
+        self._lane(announcement.source, None)
+        if not self._parallel:
+            return list(self._lanes.values())
+        return [
+            lane
+            for lane in self._lanes.values()
+            if lane.source is announcement.source and announcement.covers(lane)
+        ]
+
+    def _stand_first(self, source: Source, lane: Lane) -> None:
+        """Put the announcement of *source*'s drops before everything else in *lane*."""
+        announcement = next(
+            one for one in self._announced[source] if self._drops[source].channels is one.channels
+        )
+        if lane in announcement.lanes:
+            return
+        if lane.at is not None:
+            lane.at.arrived -= 1
+            lane.at = None
+        lane.items.appendleft(announcement)
+        announcement.lanes.append(lane)
+        self._advance(lane)
+
+    # -- lanes ---------------------------------------------------------------------------------
+
+    def _lane(self, source: Source | None, channel: str | None) -> Lane:
+        key = (source, channel) if self._parallel else (None, None)
+        lane = self._lanes.get(key)
+        if lane is None:
+            lane = self._lanes[key] = Lane(*key)
+            for announcement in self._announced.get(source, ()):
+                if announcement.channels is None or channel in announcement.channels:
+                    lane.items.append(announcement)
+                    announcement.lanes.append(lane)
+            self._advance(lane)
+        return lane
+
+    def _advance(self, lane: Lane) -> None:
+        """Let a lane that nobody runs go on to what is first in it."""
+        if lane.busy or lane.queued or lane.at is not None:
+            return
+        items = lane.items
+        while items:
+            first = items[0]
+            if isinstance(first, Announcement):
+                lane.at = first
+                first.arrived += 1
+                self._queue_if_complete(first)
+                return
+            if first.notifications:
+                lane.queued = True
+                self._ready.append(lane)
+                self._work.notify()
+                return
+            items.popleft()
+
+    def _queue_if_complete(self, announcement: Announcement) -> None:
+        if announcement.arrived == len(announcement.lanes) and not announcement.queued:
+            announcement.queued = True
+            self._ready.append(announcement)
+            self._work.notify()
+
+    # -- the workers' side -----------------------------------------------------------------------
+
+    def take(self) -> Task | None:
+        """Something to run, for the calling worker alone, until :meth:`done`.
+
+        Blocks while there is nothing.
+
+        :returns: None when there will be nothing any more.
+        """
+        with self.lock:
+            while True:
+                while self._ready:
+                    if (task := self._begin(self._ready.popleft())) is not None:
+                        self._running += 1
+                        return task
+                if self._ending and not self._running:
+                    return None
+                self._work.wait()
+
+    def _begin(self, first: Lane | Announcement) -> Task | None:
+        if isinstance(first, Announcement):
+            if first.arrived == len(first.lanes):
+                return first
+            first.queued = False  # another lane has joined it since
+            return None
+        first.queued = False
+        items = first.items
+        while items and isinstance(items[0], Segment) and not items[0].notifications:
+            items.popleft()
+        if not items or isinstance(items[0], Announcement):
+            self._advance(first)
+            return None
+        first.busy = True
+        return first, items[0]
+
+    def has_other_work(self) -> bool:
+        """Whether another lane is ready; to be asked by a worker that has had its turn."""
+        return bool(self._ready)
+
+    def take_all(self, lane: Lane, segment: Segment) -> list[Notification]:
+        """Everything of the segment's channel that is there at once, taken."""
+        with self.lock:
+            taken: list[Notification] = []
+            for item in tuple(lane.items):
+                if not isinstance(item, Segment):
+                    break
+                if item.source is not segment.source or item.channel != segment.channel:
+                    break
+                taken += item.notifications
+                item.notifications.clear()
+            if self.keys is not None:
+                for notification in taken:
+                    self.keys.discard(
+                        (segment.source, notification.channel, notification.payload)
+                    )
+            self.waiting -= len(taken)
+            self.make_space()
+            return taken
+
+    def make_space(self) -> None:
+        """Let a reader that waits go on; called with the lock held.
+
+        Only when half is free: to hand over one at a time would cost a thread switch each.
+        """
+        if self.reader_waits and self.waiting <= self._limit // 2:
+            self.reader_waits = False
+            self._space.notify()
+
+    def done(self, task: Task, dispatched: int = 0) -> None:
+        """What :meth:`take` gave has been run.
+
+        :param dispatched: notifications that were handled.
+        """
+        with self.lock:
+            self._running -= 1
+            if isinstance(task, Announcement):
+                self._finish(task)
+            else:
+                lane, segment = task
+                segment.source.dispatched += dispatched
+                lane.busy = False
+                self._advance(lane)
+                self._retire(lane)
+            if not self._running and not self._ready:
+                self._quiet.notify_all()
+                if self._ending:
+                    self._work.notify_all()
+
+    def _finish(self, announcement: Announcement) -> None:
+        announced = self._announced[announcement.source]
+        announced.remove(announcement)
+        if not announced:
+            del self._announced[announcement.source]
+        for lane in announcement.lanes:
+            lane.items.remove(announcement)  # the first, or next to it
+            if lane.at is announcement:
+                lane.at = None
+            self._advance(lane)
+            self._retire(lane)
+
+    def _retire(self, lane: Lane) -> None:
+        if self._parallel and not (lane.items or lane.busy or lane.queued):
+            self._lanes.pop((lane.source, lane.channel), None)
+
+    # -- the end -----------------------------------------------------------------------------------
+
+    def release_reader(self) -> None:
+        """Never let the reader wait for space again."""
+        with self.lock:
+            self._blocking, self._unbounded = False, self._blocking or self._unbounded
+            self._space.notify_all()
+
+    def end(self) -> None:
+        """No more will be put; :meth:`take` gives what is left and then None."""
+        with self.lock:
+            self._ending = True
+            self._work.notify_all()
+
+    def join(self, deadline: Callable[[], float | None]) -> bool:
+        """Wait until everything has been run.
+
+        :param deadline: gives a time of ``time.monotonic()``, or None for no limit; asked again
+            after :meth:`hurry`.
+        :returns: False when the time ran out.
+        """
+        with self.lock:
+            while self._running or self._ready:
+                by = deadline()
+                left = None if by is None else by - time.monotonic()
+                if left is not None and left <= 0:
+                    return False
+                self._quiet.wait(left)
+            return True
+
+    def hurry(self) -> None:
+        """The deadline of :meth:`join` has changed."""
+        with self.lock:
+            self._quiet.notify_all()
+
+    def give_up(self) -> int:
+        """Throw away what waits, and return how many notifications that were."""
+        with self.lock:
+            left, self.waiting = self.waiting, 0
+            self._ready.clear()
+            self._lanes.clear()
+            self._arrivals.clear()
+            return left

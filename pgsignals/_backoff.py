@@ -1,0 +1,44 @@
+"""When to try again.  Pure: time and chance are arguments."""
+
+from __future__ import annotations
+
+import random
+
+
+class Backoff:
+    """Capped exponential backoff with full jitter.
+
+    :param first: upper bound of the first wait, in seconds.
+    :param longest: upper bound of every wait, in seconds.
+
+    Full jitter (a wait drawn evenly between almost nothing and the bound) spreads a herd of
+    clients best; the bound starts anew only when a link has stayed up for *longest* seconds, so
+    that one which dies young does not spin.
+    """
+
+    def __init__(self, first: float, longest: float) -> None:
+        self._first = first
+        self._longest = longest
+        self._failures = 0
+
+    @property
+    def failures(self) -> int:
+        """Attempts and young deaths since the last time it stayed up."""
+        return self._failures
+
+    def next_delay(self, rng: random.Random, *, slowly: bool = False) -> float:
+        """Seconds to wait before the next attempt.
+
+        :param slowly: the failure will not mend itself (a wrong password): wait between half
+            of the longest and the longest.
+        """
+        bound = min(self._longest, self._first * 2.0 ** min(self._failures, 60))
+        self._failures += 1
+        if slowly:
+            return rng.uniform(self._longest / 2, self._longest)
+        return rng.uniform(min(self._first, bound) / 10, bound)
+
+    def ended_after(self, seconds_up: float) -> None:
+        """A link that had stayed up for *seconds_up* has ended."""
+        if seconds_up >= self._longest:
+            self._failures = 0

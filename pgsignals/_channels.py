@@ -1,0 +1,127 @@
+"""Channel names, payloads and the SQL that carries them.  Pure: no IO, no state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from pgsignals.errors import ChannelNameError, PayloadError
+
+#: NAMEDATALEN - 1.  LISTEN cuts longer names silently, pg_notify() refuses them (22023).
+MAX_CHANNEL_BYTES = 63
+
+#: NOTIFY wants less than 8000 bytes (PostgreSQL manual, NOTIFY).
+MAX_PAYLOAD_BYTES = 7999
+
+#: What UNLISTEN understands as "all channels"; therefore no channel of ours.
+ALL = "*"
+
+#: Canaries of all reactors go here; one NOTIFY on it proves something to each of them.
+PROBE_CHANNEL = "pgsignals.probe"
+
+
+def check_channel(name: object) -> str:
+    """Return *name* when every server command takes it unchanged.
+
+    :raises TypeError: not a ``str``.
+    :raises ChannelNameError: empty, ``"*"``, with NUL or a lone surrogate, or over 63 bytes.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"a channel name is a str, not {type(name).__name__}")
+    if not name:
+        raise ChannelNameError(
+            f"a channel name must not be empty (0 bytes; 1 to {MAX_CHANNEL_BYTES} are allowed)"
+        )
+    if name == ALL:
+        raise ChannelNameError(
+            "'*' means all channels in unlisten('*') and names none; choose another name"
+        )
+    size = len(_encode(name, f"channel name {ascii(name)}", ChannelNameError))
+    if size > MAX_CHANNEL_BYTES:
+        raise ChannelNameError(
+            f"channel name {ascii(name)} has {size} bytes in UTF-8, over PostgreSQL's limit of "
+            f"{MAX_CHANNEL_BYTES}; shorten it, or hash its tail"
+        )
+    return str(name)
+
+
+def check_payload(payload: object, channel: str) -> str:
+    """Return *payload* as text the server takes; None means none, which is ``""``.
+
+    :param channel: named in the message; the payload itself never is.
+    :raises TypeError: neither ``str`` nor None.
+    :raises PayloadError: NUL, a lone surrogate, or over 7,999 bytes in UTF-8.
+    """
+    if payload is None:
+        return ""
+    if not isinstance(payload, str):
+        raise TypeError(
+            f"the payload for channel {channel!r} is a str or None, not {type(payload).__name__}"
+        )
+    size = len(_encode(payload, f"the payload for channel {channel!r}", PayloadError))
+    if size > MAX_PAYLOAD_BYTES:
+        raise PayloadError(
+            f"the payload for channel {channel!r} has {size} bytes in UTF-8, over PostgreSQL's "
+            f"limit of {MAX_PAYLOAD_BYTES}; store it in a table and notify its key"
+        )
+    return str(payload)
+
+
+def _encode(text: str, what: str, error: type[ChannelNameError | PayloadError]) -> bytes:
+    problem = None
+    try:
+        encoded = text.encode()
+    except UnicodeEncodeError as exc:
+        # Raised outside this block: the exception holds the whole text, which may be a payload.
+        problem, encoded = f"a lone surrogate at position {exc.start}", b""
+    if problem is None and b"\0" in encoded:
+        problem = f"a NUL at byte {encoded.index(0)} of {len(encoded)}"
+    if problem is not None:
+        raise error(f"{what} has {problem}, which PostgreSQL text cannot hold; encode it")
+    return encoded
+
+
+def check_channels(names: Iterable[object]) -> tuple[str, ...]:
+    """Each of *names* checked as by :func:`check_channel`."""
+    return tuple(check_channel(name) for name in names)
+
+
+def check_unlisten(names: Iterable[object]) -> tuple[str, ...]:
+    """As :func:`check_channels`, but ``"*"`` is allowed: it stands for all channels."""
+    return tuple(ALL if name == ALL else check_channel(name) for name in names)
+
+
+def notify_items(
+    channels: Iterable[object], pairs: Mapping[str, object]
+) -> list[tuple[str, str]]:
+    """What one ``notify`` call is to issue, in order: positional items, then keywords.
+
+    :param channels: each a channel name, or a pair ``(channel, payload)``.
+    """
+    items = [_notify_item(item) for item in channels]
+    for name, payload in pairs.items():
+        items.append((channel := check_channel(name), check_payload(payload, channel)))
+    return items
+
+
+def _notify_item(item: object) -> tuple[str, str]:
+    if not isinstance(item, tuple):
+        return check_channel(item), ""
+    if len(item) != 2:
+        raise TypeError(
+            f"notify takes names and pairs (channel, payload), not a tuple of {len(item)}; "
+            "forward a Notification n as (n.channel, n.payload)"
+        )
+    channel = check_channel(item[0])
+    return channel, check_payload(item[1], channel)
+
+
+def quote(channel: str) -> str:
+    """*channel* as an SQL identifier: case and every character kept."""
+    return '"' + channel.replace('"', '""') + '"'
+
+
+def listen_sql(listen: Iterable[str] = (), unlisten: Iterable[str] = ()) -> str:
+    """Statements for one round trip, one implicit transaction: all of them or none."""
+    commands = [f"LISTEN {quote(name)}" for name in listen]
+    commands += [f"UNLISTEN {ALL if name == ALL else quote(name)}" for name in unlisten]
+    return "; ".join(commands)

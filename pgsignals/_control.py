@@ -1,0 +1,112 @@
+"""The connection beside the listening one: it notifies, and it sends canaries."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from pgsignals._channels import PROBE_CHANNEL
+from pgsignals._driver import Session
+from pgsignals.database import Database, send
+from pgsignals.errors import ClosedError, ConnectionLostError
+
+#: Closed after this many seconds without use.
+KEPT = 30.0
+
+
+class Control:
+    """Opened on first use, by whoever needs it.  Its users wait for one another.
+
+    Nobody can interrupt a thread that waits for a server which has gone silent, save somebody
+    else: the reader looks at :meth:`silent_for` and calls :meth:`shutdown`.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._lock = threading.Lock()
+        self._session: Session | None = None
+        self._used = 0.0
+        self._asked: float | None = None
+        self._closed = False
+
+    def notify(self, items: list[tuple[str, str]]) -> int:
+        """Issue *items*.  Blocks for a round trip, and to connect when there is no connection.
+
+        :raises ConnectError: no connection can be made.
+        :raises ConnectionLostError: it ended meanwhile; whether the items count is unknown.
+        """
+        if not items:
+            return 0
+        with self._lock:
+            session = self._open_session()
+            self._asked = time.monotonic()
+            try:
+                return send(session, items)
+            except ConnectionLostError:
+                self._drop()
+                raise
+            finally:
+                self._used, self._asked = time.monotonic(), None
+
+    def canary(self) -> None:
+        """Notify the probe channel; raises as :meth:`notify`."""
+        self.notify([(PROBE_CHANNEL, "")])
+
+    def _open_session(self) -> Session:
+        if (session := self._session) is not None:
+            session.read()  # it may have ended while nobody used it
+            if not session.ended:
+                return session
+            self._drop()
+        session = Session(self._database.sibling_connection())
+        if self._closed:
+            session.close()
+            raise ClosedError(f"the reactor that served {self._database.name} has stopped")
+        self._session = session
+        return session
+
+    def _drop(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
+
+    # -- the reader's side -------------------------------------------------------------------------
+
+    def silent_for(self, now: float) -> float:
+        """For how many seconds a statement has been waiting for its answer."""
+        asked = self._asked
+        return 0.0 if asked is None else now - asked
+
+    def shutdown(self) -> None:
+        """Make the thread that waits for an answer give up."""
+        if (session := self._session) is not None:
+            session.shutdown()
+
+    def expires(self) -> float | None:
+        """When it is to be closed for want of use, as ``time.monotonic()``; None without one."""
+        return None if self._session is None else self._used + KEPT
+
+    def close_unused(self, now: float) -> None:
+        """Close it when nobody has used it for long."""
+        if self._lock.acquire(blocking=False):
+            try:
+                if self._session is not None and now >= self._used + KEPT:
+                    self._drop()
+            finally:
+                self._lock.release()
+
+    def close(self) -> None:
+        """Close it; a statement that still waits fails.  Hardly blocks."""
+        self._closed = True
+        if self._asked is not None:
+            self.shutdown()
+        if self._lock.acquire(timeout=0.5):  # else its holder connects, and closes
+            try:
+                self._drop()
+            finally:
+                self._lock.release()
+
+    def forget(self) -> None:
+        """In a forked child: drop the socket without a word to the server."""
+        if (session := self._session) is not None:
+            session.forget()

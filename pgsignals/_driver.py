@@ -1,0 +1,491 @@
+"""Sessions with a PostgreSQL server.  The only module that imports psycopg.
+
+psycopg's ``Connection.notifies()`` is not used: it holds the connection's lock while suspended
+(psycopg issue 1310), and its notify handlers decode strictly, so that one bad payload costs its
+neighbours.  libpq's own calls, ``PQconsumeInput`` and ``PQnotifies``, do neither.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import warnings
+import weakref
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import psycopg
+from psycopg import pq
+from psycopg.conninfo import conninfo_to_dict
+
+from pgsignals._channels import PROBE_CHANNEL
+from pgsignals._types import Notification
+from pgsignals.errors import (
+    ClosedError,
+    ConnectError,
+    ConnectionLostError,
+    ConnectionStateError,
+    EncodingError,
+)
+
+Connection: TypeAlias = psycopg.Connection[Any]
+Cursor: TypeAlias = psycopg.Cursor[Any]
+Transaction: TypeAlias = psycopg.Transaction
+Query: TypeAlias = psycopg.abc.Query
+Params: TypeAlias = psycopg.abc.Params
+
+#: Reads of one :meth:`Session.read`.  libpq takes about 16 kB at a time, so a share of a flood
+#: is about a megabyte: large enough to be fast, small enough for other connections' turn.
+READS = 64
+
+#: libpq's default is to wait for ever, psycopg's 130 seconds.
+CONNECT_TIMEOUT = 10
+
+#: How long a read waits for a thread that runs a statement on the same session, in seconds.
+_PATIENCE = 0.01
+
+_PROBE = PROBE_CHANNEL.encode()
+
+_PSYCOPG_KEYWORDS = {"prepare_threshold", "context", "row_factory", "cursor_factory"}
+
+# Connections of the parent that a forked child must never finish, warn about or reuse.
+_orphans: list[Connection] = []
+
+
+class Result(NamedTuple):
+    """The answer to one statement of :meth:`Session.submit`."""
+
+    sqlstate: str | None
+    """None when it succeeded."""
+
+    message: str
+    """The server's words, ``""`` when it succeeded."""
+
+    rows: list[tuple[str, ...]]
+    """As text; NULL is ``""``."""
+
+
+class Session:
+    """One open connection and what arrives on it.
+
+    :param connection: in autocommit, outside a transaction; else it is refused.
+    :raises ClosedError: it is closed.
+    :raises ConnectionStateError: it is not in autocommit, or is in a transaction.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        if connection.closed:
+            raise ClosedError("the connection is closed; open a new one")
+        self.connection = connection
+        self.pgconn = connection.pgconn
+        self.check_idle()
+        self.backend_id = connection.info.backend_pid
+        self.name = _place(connection.info.host, connection.info.port, connection.info.dbname)
+        self.ended = False
+        self.sqlstate: str | None = None
+        self.farewell = ""
+        self.canaries = 0
+        self.answers: deque[list[Result]] = deque()
+        self._arrived: deque[Notification] = deque()
+        self._on_arrival: weakref.WeakMethod[Callable[[], None]] | None = None
+        self._fd = connection.fileno()
+        self._names: dict[bytes, str] = {}
+        self._encoding = ""
+        self._client_encoding: bytes | None = None
+        self._submitted = False
+        self._results: list[Result] = []
+        self._previous_handler = self.pgconn.notify_handler
+        # Neither libpq's connection nor psycopg's may hold us: a cycle would outlive close().
+        me = weakref.ref(self)
+
+        def collect(notify: pq.PGnotify) -> None:
+            if (session := me()) is not None:
+                session._collect(notify)
+
+        def notice(diagnostic: psycopg.errors.Diagnostic) -> None:
+            if (session := me()) is not None:
+                session._notice(diagnostic)
+
+        self.pgconn.notify_handler = collect
+        self._notice_handler = notice
+        connection.add_notice_handler(notice)
+
+    def check_idle(self) -> None:
+        """Refuse a connection on which nothing would arrive.
+
+        :raises ConnectionStateError: it is not in autocommit, or is in a transaction.
+        """
+        if not self.connection.autocommit:
+            raise ConnectionStateError(
+                "the connection is not in autocommit, so LISTEN would only count after a commit "
+                "and nothing would arrive; set autocommit = True"
+            )
+        if self.in_transaction:
+            raise ConnectionStateError(
+                "the connection is in a transaction or busy, and a session in a transaction "
+                "receives nothing; commit or roll back first"
+            )
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a transaction is open on it, failed or not."""
+        return self.pgconn.transaction_status != pq.TransactionStatus.IDLE
+
+    def deliver(self, arrived: deque[Notification], on_arrival: Callable[[], None]) -> None:
+        """Say who gets what comes along with statements that run on the connection.
+
+        :param on_arrival: a bound method, held weakly; called when *arrived* was empty, in the
+            thread that ran the statement.
+        """
+        arrived.extend(self._arrived)
+        self._arrived = arrived
+        self._on_arrival = weakref.WeakMethod(on_arrival)
+
+    # -- arrivals -----------------------------------------------------------------------------
+
+    def _collect(self, notify: pq.PGnotify) -> None:
+        """Keep a notification that came along with a statement's answer."""
+        self._follow_encoding()
+        relname, pid, extra = notify
+        first = not self._arrived
+        self._arrived.append(Notification(self._name(relname), self._text(extra), pid))
+        if first and self._on_arrival and (tell := self._on_arrival()) is not None:
+            tell()
+
+    def _notice(self, diagnostic: psycopg.errors.Diagnostic) -> None:
+        """Remember why the server ends the session: psycopg tells it nowhere else."""
+        if diagnostic.severity_nonlocalized in ("FATAL", "PANIC"):
+            self.sqlstate = diagnostic.sqlstate
+            self.farewell = diagnostic.message_primary or ""
+
+    def _follow_encoding(self) -> None:
+        name = self.pgconn.parameter_status(b"client_encoding")
+        if name == self._client_encoding:
+            return
+        self._client_encoding = name
+        self._names.clear()
+        try:
+            self._encoding = self.connection.info.encoding
+        except psycopg.NotSupportedError:
+            self._encoding = "ascii"
+        if self._encoding == "ascii":  # SQL_ASCII promises nothing; UTF-8 is the best guess
+            self._encoding = "utf-8"
+
+    def _name(self, relname: bytes) -> str:
+        if relname == _PROBE:  # never cached, so that looking for it costs nothing elsewhere
+            self.canaries += 1
+            return PROBE_CHANNEL
+        if (name := self._names.get(relname)) is None:
+            if len(self._names) >= 1 << 16:
+                self._names.clear()
+            name = self._names[relname] = self._text(relname)
+        return name
+
+    def _text(self, raw: bytes) -> str:
+        return raw.decode(self._encoding, "surrogateescape")
+
+    def read(self) -> list[Notification]:
+        """What the socket has, without waiting, at most :data:`READS` reads of it.
+
+        Never raises for a session that ends: :attr:`ended` tells, and the rest is returned.
+        """
+        fresh: list[Notification] = []
+        if self.ended or not self.connection.lock.acquire(timeout=_PATIENCE):
+            return fresh  # a thread that runs a statement collects what arrives, and tells
+        try:
+            self._read(fresh)
+        finally:
+            self.connection.lock.release()
+        return fresh
+
+    def _read(self, fresh: list[Notification]) -> None:
+        self._follow_encoding()
+        consume, notifies, append = self.pgconn.consume_input, self.pgconn.notifies, fresh.append
+        name_of, name, encoding = self._names.get, self._name, self._encoding
+        new = tuple.__new__
+        for _ in range(READS):
+            try:
+                consume()
+            except psycopg.OperationalError as exc:
+                self._end(exc)
+            before = len(fresh)
+            while (notify := notifies()) is not None:
+                relname, pid, extra = notify
+                append(
+                    new(
+                        Notification,
+                        (
+                            name_of(relname) or name(relname),
+                            extra.decode(encoding, "surrogateescape"),
+                            pid,
+                        ),
+                    )
+                )
+            if self._submitted and not self.ended and self._take_results():
+                continue  # what followed the answer in the same packet is still in the buffer
+            if self.ended or len(fresh) == before:
+                break
+
+    def _end(self, exc: psycopg.Error) -> None:
+        self.ended = True
+        self.sqlstate = self.sqlstate or exc.sqlstate
+        self.farewell = self.farewell or _one_line(exc)
+
+    # -- statements of the owner's thread --------------------------------------------------------
+
+    def query(self, sql: str, params: Sequence[object] | None = None) -> list[tuple[Any, ...]]:
+        """Run *sql* and return its rows, whatever factories the connection has been given.
+
+        Blocks for a round trip.
+
+        :raises ConnectionLostError: the session has ended.
+        """
+        lost = None
+        try:
+            cursor = psycopg.Cursor(self.connection, row_factory=psycopg.rows.tuple_row)
+            cursor.execute(self._encode(sql), params, prepare=False)
+            return cursor.fetchall() if cursor.description else []
+        except psycopg.OperationalError as exc:
+            if not self.connection.closed:
+                raise
+            self._end(exc)
+            while (notify := self.pgconn.notifies()) is not None:
+                self._collect(notify)
+            lost = self.lost()
+        raise lost  # outside the block: a chained psycopg error would carry the password
+
+    def _encode(self, sql: str) -> bytes:
+        self._follow_encoding()
+        return sql.encode(self._encoding)
+
+    def text(self, value: str | bytes) -> str:
+        """A value of :meth:`query` as text; psycopg leaves bytes where SQL_ASCII is spoken."""
+        return value if isinstance(value, str) else value.decode("utf-8", "surrogateescape")
+
+    def lost(self) -> ConnectionLostError:
+        """The error that says how this session ended."""
+        code = f" ({self.sqlstate})" if self.sqlstate else ""
+        reason = self.farewell or "the connection is gone"
+        return ConnectionLostError(
+            f"the session with {self.name} has ended: {reason}{code}", sqlstate=self.sqlstate
+        )
+
+    # -- statements that do not block ------------------------------------------------------------
+
+    def submit(self, sql: str) -> None:
+        """Send *sql* without waiting for the answer, which :meth:`read` puts into
+        :attr:`answers`.  One at a time."""
+        try:
+            self.pgconn.send_query(self._encode(sql))
+            self._submitted = True
+            self.pgconn.flush()
+        except psycopg.OperationalError as exc:
+            self._end(exc)
+
+    @property
+    def busy(self) -> bool:
+        """Whether an answer is still to come."""
+        return self._submitted
+
+    def _take_results(self) -> bool:
+        pgconn = self.pgconn
+        while not pgconn.is_busy():
+            result = pgconn.get_result()
+            if result is None:
+                self._submitted = False
+                self.answers.append(self._results)
+                self._results = []
+                return True
+            self._results.append(self._result(result))
+        return False
+
+    def _result(self, result: pq.abc.PGresult) -> Result:
+        if result.status in (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK):
+            rows = [
+                tuple(
+                    self._text(result.get_value(row, column) or b"")
+                    for column in range(result.nfields)
+                )
+                for row in range(result.ntuples)
+            ]
+            return Result(None, "", rows)
+        sqlstate = result.error_field(pq.DiagnosticField.SQLSTATE) or b"XX000"
+        message = result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or b"no reason given"
+        return Result(sqlstate.decode(), self._text(message), [])
+
+    # -- the end -----------------------------------------------------------------------------------
+
+    def fileno(self) -> int:
+        """The socket's file number."""
+        return self._fd
+
+    def shutdown(self) -> None:
+        """Make every thread that waits on the socket wake up and find the session ended."""
+        with contextlib.suppress(OSError):
+            duplicate = socket.socket(fileno=os.dup(self._fd))
+            with duplicate:
+                duplicate.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """End the session, from any thread; a statement that runs on it fails."""
+        lock = self.connection.lock
+        held = lock.acquire(timeout=_PATIENCE)
+        if not held:
+            self.shutdown()
+            held = lock.acquire(timeout=1.0)  # or its holder is a suspended generator of ours
+        try:
+            self.ended = True
+            self.connection.close()
+            self.pgconn.finish()  # psycopg leaves a broken one to the garbage collector
+        finally:
+            if held:
+                lock.release()
+
+    def release(self) -> None:
+        """Give a connection back to its owner as it was."""
+        self.ended = True
+        self.pgconn.notify_handler = self._previous_handler
+        self.connection.remove_notice_handler(self._notice_handler)
+
+    def forget(self) -> None:
+        """In a forked child: drop the socket without a word to the server."""
+        self.ended = True
+        _orphans.append(self.connection)
+        with contextlib.suppress(OSError):
+            os.close(self._fd)
+
+
+# -- opening -----------------------------------------------------------------------------------------
+
+
+def open_connection(conninfo: str, params: Mapping[str, Any]) -> Connection:
+    """Connect in autocommit and speak UTF8.  Blocks.
+
+    :raises ConnectError: with the reason in one line and without secrets.
+    :raises EncodingError: the database's encoding has no conversion to UTF8.
+    """
+    settings = _settings(conninfo, params)
+    try:
+        return _spoken(psycopg.connect(autocommit=True, **settings))
+    except (psycopg.Error, OSError) as exc:
+        reason = _without_secrets(_one_line(exc), settings)
+    # The only server encoding without a conversion to UTF8 is named in every language.
+    if "MULE_INTERNAL" in reason and "UTF8" in reason:
+        raise _no_conversion("MULE_INTERNAL")
+    raise ConnectError(reason)
+
+
+def call_connect(connect: Callable[[], object]) -> Connection:
+    """A fresh connection from the user's *connect*, made to speak UTF8.  Blocks.
+
+    :raises TypeError: it returned something else.
+    """
+    try:
+        connection = connect()
+    except (psycopg.OperationalError, OSError) as exc:
+        reason = _one_line(exc)
+    else:
+        return _spoken(check_connection(connection, "connect returned"))
+    raise ConnectError(f"connect failed: {reason}")
+
+
+def open_like(connection: Connection) -> Connection:
+    """Another connection to where *connection* leads, as the same user.  Blocks."""
+    return open_connection(connection.info.dsn, {"password": connection.info.password or None})
+
+
+def check_connection(connection: object, what: str) -> Connection:
+    """*connection*, if it is psycopg's."""
+    if not isinstance(connection, psycopg.Connection):
+        raise TypeError(f"{what} {type(connection).__name__}, not a psycopg.Connection")
+    return connection
+
+
+def describe(conninfo: str, params: Mapping[str, Any]) -> str:
+    """Where *conninfo* leads: host, port and database name, without connecting."""
+    try:
+        given = _parse(conninfo, params)
+    except ConnectError:
+        return "(unreadable conninfo)"
+    defaults = {
+        option.keyword.decode(): (option.val or b"").decode(errors="replace")
+        for option in pq.Conninfo.get_defaults()
+    }
+    host, port, dbname, user = (
+        str(given.get(key) or defaults.get(key) or "") for key in ("host", "port", "dbname", "user")
+    )
+    return _place(host, port, dbname or user)
+
+
+def _place(host: str, port: object, dbname: str) -> str:
+    return f"{host or 'localhost'}:{port}/{dbname}"
+
+
+def _parse(conninfo: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    libpq = {key: value for key, value in params.items() if key not in _PSYCOPG_KEYWORDS}
+    try:
+        merged = conninfo_to_dict(conninfo, **libpq)
+        psycopg.conninfo.make_conninfo("", **merged)
+    except (psycopg.Error, UnicodeError, ValueError):
+        pass  # libpq's message repeats what it could not read, which may be a password
+    else:
+        return dict(merged)
+    raise ConnectError(
+        "the connection string or its keywords cannot be read (not shown: they may hold a "
+        "password); see 'Connection Strings' in the PostgreSQL manual, libpq"
+    )
+
+
+def _settings(conninfo: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    settings = _parse(conninfo, params)
+    asked = settings.get("client_encoding") or os.environ.get("PGCLIENTENCODING")
+    if asked and str(asked).replace("-", "").replace("_", "").lower() not in ("utf8", "unicode"):
+        warnings.warn(
+            f"client_encoding={asked!r} is overridden with UTF8: a payload that it cannot hold "
+            "would end the session",
+            UserWarning,
+            stacklevel=6,
+        )
+    settings["client_encoding"] = "UTF8"
+    settings.setdefault("fallback_application_name", "pgsignals")
+    if "PGCONNECT_TIMEOUT" not in os.environ:
+        settings.setdefault("connect_timeout", CONNECT_TIMEOUT)
+    settings.update((key, params[key]) for key in params.keys() & _PSYCOPG_KEYWORDS)
+    return settings
+
+
+def _spoken(connection: Connection) -> Connection:
+    """Settle what is spoken on the wire: UTF8, or SQL_ASCII where the database is SQL_ASCII.
+
+    A UTF8 client of an SQL_ASCII database loses its session to the first payload that is not
+    UTF-8; an SQL_ASCII client is handed the bytes.
+    """
+    server = connection.info.parameter_status("server_encoding")
+    wanted = "SQL_ASCII" if server == "SQL_ASCII" else "UTF8"
+    if server == "MULE_INTERNAL":
+        connection.close()
+        raise _no_conversion(server)
+    idle = connection.pgconn.transaction_status == pq.TransactionStatus.IDLE
+    if connection.info.parameter_status("client_encoding") != wanted and idle:
+        connection.pgconn.exec_(b"SET client_encoding TO " + wanted.encode())
+    return connection
+
+
+def _no_conversion(encoding: str) -> EncodingError:
+    return EncodingError(
+        f"the database's encoding {encoding} has no conversion to UTF8; "
+        "use a database with encoding UTF8"
+    )
+
+
+def _one_line(exc: BaseException) -> str:
+    return "; ".join(line.strip() for line in str(exc).splitlines() if line.strip())
+
+
+def _without_secrets(text: str, settings: Mapping[str, Any]) -> str:
+    for key in ("password", "sslpassword"):
+        if secret := settings.get(key):
+            text = text.replace(str(secret), "***")
+    return text

@@ -1,0 +1,184 @@
+"""The thread that owns every listening socket.
+
+It reads, LISTENs and probes, never blocks on a socket, and never runs users' code: whatever could
+block happens on threads beside it.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterable
+
+from pgsignals._backlog import Backlog
+from pgsignals._driver import Session
+from pgsignals._link import Events, Link, Settings, now_utc
+from pgsignals._states import State
+from pgsignals.database import Database
+from pgsignals.manager import NotificationManager
+
+#: How long a session that is given back may take to forget our LISTENs, in seconds.
+GIVING_BACK = 1.0
+
+
+class Reader:
+    """Runs the loop of a :class:`~pgsignals.NotificationManager` over its links.
+
+    :param tell_idle: is called every *idle* seconds, on the reader's thread.
+    """
+
+    def __init__(
+        self,
+        events: Events,
+        databases: Iterable[Database],
+        backlog: Backlog,
+        settings: Settings,
+        idle: float | None,
+        tell_idle: Callable[[], None],
+    ) -> None:
+        self.events = events
+        self.rng = random.Random()
+        self.starting = True
+        self.stopping = False
+        self.requests = self.requests_seen = 0
+        self.links = [Link(database, self, settings) for database in databases]
+        self._backlog = backlog
+        self._settings = settings
+        self._manager = NotificationManager()
+        self._commands: deque[Callable[[], None]] = deque()
+        self._changed = threading.Condition()
+        self._idle = idle
+        self._tell_idle = tell_idle
+        self._idle_at = float("inf")
+
+    # -- from any thread ---------------------------------------------------------------------------
+
+    def command(self, run: Callable[[], None]) -> None:
+        """Have *run* called on the reader's thread.  Takes no lock."""
+        self._commands.append(run)
+        self._manager.interrupt()
+
+    def request(self) -> int:
+        """What is wanted has changed: the number to wait for.  Takes no lock."""
+        self.requests += 1
+        self._manager.interrupt()
+        return self.requests
+
+    def wait_settled(self, links: Collection[Link], request: int, seconds: float) -> None:
+        """Wait until *links* have acknowledged *request*, save those that are not connected."""
+        if all(link.settled >= request for link in links):
+            return
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self.stopping or all(link.settled >= request for link in links), seconds
+            )
+
+    def wait_started(self) -> Exception | None:
+        """Wait until every link listens, and return None, or the error that keeps one from it."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self.starting or self.stopping)
+        return self.error
+
+    def spawn(self, what: str, run: Callable[[], None]) -> None:
+        """Run what may block on a thread of its own."""
+        name = f"{self._settings.name}-{what}"
+        threading.Thread(target=run, name=name, daemon=True).start()
+
+    def settled(self) -> None:
+        """Wake those who wait for a change."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """Make :meth:`run` return."""
+        self.stopping = True
+        self._backlog.release_reader()
+        self.settled()
+        self._manager.interrupt()
+
+    @property
+    def error(self) -> Exception | None:
+        """Why a link cannot go on."""
+        return next((link.error for link in self.links if link.error is not None), None)
+
+    # -- the reader's thread -----------------------------------------------------------------------
+
+    def watch(self, link: Link) -> None:
+        """Watch the session that *link* has adopted."""
+        self._manager.connections.add(link)
+
+    def run(self, borrowed: dict[Database, Session]) -> None:
+        """Keep the links up until :meth:`stop`, or until none of them can go on."""
+        for link in self.links:
+            if (session := borrowed.get(link.database)) is not None:
+                link.borrow(session)
+            else:
+                link.connect()
+        if self._idle is not None:
+            self._idle_at = time.monotonic() + self._idle
+        while not self.stopping:
+            self._turn()
+
+    def _turn(self) -> None:
+        while self._commands:
+            self._commands.popleft()()
+        if self.requests_seen != self.requests:
+            self.requests_seen = self.requests
+            for link in self.links:
+                link.reconcile()
+        self._manager.collect(self._tick(time.monotonic()))
+        self._deliver()
+        self._look()
+
+    def _tick(self, now: float) -> float:
+        """Do what is due, and say for how many seconds nothing is."""
+        for link in self.links:
+            link.tick(now)
+        if now >= self._idle_at:
+            self._tell_idle()
+            self._idle_at = now + (self._idle or 0.0)
+        if self._commands or self.stopping:
+            return 0.0
+        return min(self._idle_at, *(link.next_tick(now) for link in self.links)) - now
+
+    def _deliver(self) -> None:
+        """Queue what has been collected, then take up what has ended."""
+        while self._manager.has_pairs:
+            link, notifications = self._manager.next_pair()
+            link.received += len(notifications)
+            link.last_received = time.time()
+            self._backlog.put(link, notifications, link.proven_since, now_utc())
+        while self._manager.garbage:
+            self._manager.garbage.pop().ended()
+
+    def _look(self) -> None:
+        """See whether all have started, or whether one cannot go on."""
+        failed = [link for link in self.links if link.error and link.state is not State.STOPPED]
+        if self.starting:
+            if failed or all(link.state is State.LISTENING for link in self.links):
+                self.starting = False
+                self.settled()
+            return
+        for link in failed:
+            link.stop()
+        if failed and all(link.state is State.STOPPED for link in self.links):
+            self.stopping = True
+
+    def finish(self, give_back: Collection[Database]) -> None:
+        """Queue what is there, and close every session save those to be given back."""
+        self._manager.collect(0)
+        self._deliver()
+        staying = [link for link in self.links if link.database in give_back and not link.closed]
+        for link in staying:
+            link.give_back()
+        deadline = time.monotonic() + GIVING_BACK
+        while any(link.waits_for_answer for link in staying):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                break
+            self._manager.collect(left)
+            self._deliver()
+        for link in self.links:
+            link.stop(give_back=link in staying and not link.waits_for_answer)

@@ -1,0 +1,122 @@
+"""The values that users receive."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from pgsignals.database import Database
+
+
+class Notification(NamedTuple):
+    """One received notification: a plain triple with names.
+
+    Its ``repr`` tells the size of the payload, not the payload: a notification may end in a log
+    or in a traceback with locals.
+    """
+
+    channel: str
+    """The channel's name, exactly as it was notified."""
+
+    payload: str
+    """The text that came along; ``""`` when there was none."""
+
+    pid: int
+    """The backend process id of the session that sent it."""
+
+    def __repr__(self) -> str:
+        size = len(self.payload)
+        return f"Notification(channel={self.channel!r}, payload=<{size} chars>, pid={self.pid})"
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """One truthful "you may have missed something".
+
+    It comes after the new LISTEN is known to hold and before the first later notification:
+    whoever reads state again on every gap keeps a cache right.
+    """
+
+    database: Database
+    """Where it happened."""
+
+    reason: Literal["reconnect", "overflow", "unlistened"]
+    """A new session; a backlog that was full; or registrations that somebody took away."""
+
+    since: datetime
+    """Everything missed was committed at or after this (UTC, this machine's clock)."""
+
+    until: datetime
+    """Everything missed was committed at or before this (UTC, this machine's clock)."""
+
+    dropped: int | None
+    """How many notifications were missed, exactly, or None where nobody can know."""
+
+    channels: frozenset[str] | None
+    """The channels concerned, or None for all."""
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseStatus:
+    """What an operator sees of one database of a reactor."""
+
+    name: str
+    """Host, port and database name; never a secret."""
+
+    state: Literal["connecting", "listening", "lost", "stopped"]
+    """``lost`` while it waits to try again."""
+
+    backend_id: int | None
+    """The server process of the listening session, None without one."""
+
+    channels: tuple[str, ...]
+    """The users' channels that are listened to, sorted."""
+
+    received: int
+    """Notifications received, canaries not counted."""
+
+    dispatched: int
+    """Notifications whose handlers have all returned."""
+
+    dropped: int
+    """Notifications given up because the backlog was full."""
+
+    failed: int
+    """Calls of handlers that raised, and payloads that a ``decode`` refused."""
+
+    gaps: int
+    """Gaps reported."""
+
+    reconnects: int
+    """Sessions opened after the first one."""
+
+    last_received: float | None
+    """When the last notification was received, as ``time.time()``; None before the first."""
+
+    probe_seconds: float | None
+    """How long the last round trip took; None before the first."""
+
+    queue_usage: float | None
+    """``pg_notification_queue_usage()`` at the last round trip, 0.0 to 1.0."""
+
+    last_error: str | None
+    """The last error in one line; it stays after recovery."""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What an operator sees of a reactor: ready for ``dataclasses.asdict`` and JSON."""
+
+    running: bool
+    """Between ``start()`` and the end of ``stop()``."""
+
+    backlog: int
+    """Notifications received whose handlers have not begun yet."""
+
+    workers: int
+    """Threads that run handlers."""
+
+    databases: tuple[DatabaseStatus, ...]
+    """One for each database, in the order given."""

@@ -1,0 +1,355 @@
+"""The threads that run handlers, each failure kept to itself."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pgsignals import _driver
+from pgsignals._backlog import TURN, Announcement, Backlog, Drops, Lane, Segment
+from pgsignals._types import Notification
+from pgsignals.database import Database
+from pgsignals.errors import ConnectionStateError
+from pgsignals.signals import Call, Channels, OrderedSignal, changes, default
+
+if TYPE_CHECKING:
+    from types import TracebackType  # noqa: F401
+
+logger = logging.getLogger(__name__)
+
+_current = threading.local()
+
+
+class Origin(Protocol):
+    """A link, as the workers see it."""
+
+    database: Database
+    plans: Plans
+    dropped: int
+    dispatched: int
+    failed: int
+
+    def batched(self) -> Collection[str]: ...
+    def overflowed(self, drops: Drops) -> None: ...
+
+
+class Plan:
+    """Whom a notification of one channel goes to."""
+
+    __slots__ = ("batch", "calls", "only")
+
+    def __init__(self, calls: list[Call]) -> None:
+        self.calls = calls
+        self.batch = any(call.batch for call in calls)
+        plain = len(calls) == 1 and calls[0].decode is None and not self.batch
+        self.only = calls[0].strong if plain else None
+
+
+class Plans(dict[str, Plan]):
+    """The plans of a link, good until :data:`~pgsignals.signals.changes` counts on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made_at = changes.count
+
+
+class Workers:
+    """Runs what the backlog gives.
+
+    :param channels: the reactor's own; the module level's come before them.
+    :param any_channel: receives every notification, after the channel's handlers.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        count: int,
+        backlog: Backlog,
+        channels: Channels,
+        any_channel: OrderedSignal,
+        handler_failed: OrderedSignal,
+    ) -> None:
+        self._backlog = backlog
+        self._namespaces = (default, channels)
+        self._any_channel = any_channel
+        self._handler_failed = handler_failed
+        self._failed_lock = threading.Lock()
+        self.threads = [Worker(self, f"{name}-worker-{n}") for n in range(1, count + 1)]
+
+    def start(self) -> None:
+        """Start the threads."""
+        for worker in self.threads:
+            worker.start()
+
+    @property
+    def stuck(self) -> list[str]:
+        """The handlers that run right now."""
+        handlers = (worker.handler for worker in self.threads)
+        return [describe(handler) for handler in handlers if handler is not None]
+
+    # -- what a worker runs ------------------------------------------------------------------------
+
+    def run(self, worker: Worker) -> None:
+        """Run tasks until there will be none."""
+        backlog = self._backlog
+        while (task := backlog.take()) is not None:
+            handled = 0
+            try:
+                if isinstance(task, Announcement):
+                    task.run()
+                else:
+                    handled = self._run_segment(worker, *task)
+            except BaseException:
+                logger.critical("pgsignals itself has failed on a worker", exc_info=True)
+            finally:
+                worker.handler = None
+                backlog.done(task, handled)
+
+    def _run_segment(self, worker: Worker, lane: Lane, segment: Segment) -> int:
+        link: Any = segment.source
+        plans = link.plans
+        if segment.channel is not None and self._plan(link, plans, segment.channel).batch:
+            return self._run_batch(worker, lane, segment)
+        backlog, database = self._backlog, link.database
+        acquire, release = backlog.lock.acquire, backlog.lock.release
+        items, notifications, keys = lane.items, segment.notifications, backlog.keys
+        handled = 0
+        while True:
+            # One at a time under the lock: "drop_oldest" may take whatever has not begun.
+            acquire()
+            if not notifications or items[0] is not segment:
+                release()
+                return handled
+            notification = notifications.popleft()
+            backlog.waiting -= 1
+            if backlog.reader_waits:
+                backlog.make_space()
+            if keys is not None:
+                keys.discard((link, notification[0], notification[1]))
+            release()
+            if changes.count != plans.made_at:
+                plans = link.plans = Plans()
+            plan = plans.get(notification[0]) or self._plan(link, plans, notification[0])
+            if (handler := plan.only) is not None:
+                worker.handler = handler
+                try:
+                    handler(database, notification=notification)
+                except BaseException as exc:
+                    self._fail(link, notification, handler, exc)
+            elif plan.calls:
+                self._call_each(worker, link, plan, [notification])
+            handled += 1
+            if handled >= TURN and backlog.has_other_work():
+                return handled
+
+    def _run_batch(self, worker: Worker, lane: Lane, segment: Segment) -> int:
+        link: Any = segment.source
+        notifications = self._backlog.take_all(lane, segment)
+        if notifications:
+            plan = self._plan(link, link.plans, notifications[0].channel)
+            self._call_each(worker, link, plan, notifications)
+        return len(notifications)
+
+    def _plan(self, link: Origin, plans: Plans, channel: str) -> Plan:
+        if plans.made_at != changes.count:
+            plans = link.plans = Plans()
+        plan = plans.get(channel)
+        if plan is None:
+            calls = [
+                call
+                for namespace in self._namespaces
+                for call in namespace.calls_for(channel, link.database)
+            ]
+            calls += self._any_channel.calls_for(link.database)
+            plan = plans[channel] = Plan(calls)
+        return plan
+
+    def _call_each(
+        self, worker: Worker, link: Origin, plan: Plan, notifications: list[Notification]
+    ) -> None:
+        seen = changes.count
+        for call in plan.calls:
+            # As blinker does: one that was disconnected meanwhile is not called any more.
+            if changes.count != seen and not call.signal.still_calls(
+                call.receiver_id, link.database
+            ):
+                continue
+            handler = call.handler()
+            if handler is None:
+                continue
+            worker.handler = handler
+            if call.batch:
+                self._call_batch(link, call, handler, notifications)
+            else:
+                for notification in notifications:
+                    self._call(link, call, handler, notification)
+
+    def _call(
+        self, link: Origin, call: Call, handler: Callable[..., Any], notification: Notification
+    ) -> None:
+        extra = {}
+        if call.decode is not None:
+            try:
+                extra["value"] = call.decode(notification.payload)
+            except BaseException as exc:
+                self._refused(link, notification, notification, handler, exc)
+                return
+        try:
+            handler(link.database, notification=notification, **extra)
+        except BaseException as exc:
+            self._fail(link, notification, handler, exc)
+
+    def _call_batch(
+        self,
+        link: Origin,
+        call: Call,
+        handler: Callable[..., Any],
+        notifications: list[Notification],
+    ) -> None:
+        given: dict[str, Any] = {"notifications": list(notifications)}
+        if call.decode is not None:
+            given = {"notifications": [], "values": []}
+            for notification in notifications:
+                try:
+                    value = call.decode(notification.payload)
+                except BaseException as exc:
+                    self._refused(link, notification, [notification], handler, exc)
+                else:
+                    given["notifications"].append(notification)
+                    given["values"].append(value)
+            if not given["notifications"]:
+                return
+        try:
+            handler(link.database, **given)
+        except BaseException as exc:
+            self._fail(link, notifications, handler, exc)
+
+    # -- failures ------------------------------------------------------------------------------------
+
+    def _refused(
+        self,
+        link: Origin,
+        notification: Notification,
+        told: Notification | list[Notification],
+        handler: Callable[..., Any],
+        error: BaseException,
+    ) -> None:
+        # Without the error's text: a decoder's often repeats the payload.
+        logger.error(
+            "the decode of %s refused a payload on channel %r of %s (%s)",
+            describe(handler),
+            notification.channel,
+            link.database.name,
+            type(error).__name__,
+        )
+        self._tell_failed(link, told, handler, error)
+
+    def _fail(
+        self,
+        link: Origin,
+        notification: Notification | list[Notification],
+        handler: Callable[..., Any],
+        error: BaseException,
+    ) -> None:
+        first = notification[0] if isinstance(notification, list) else notification
+        logger.error(
+            "handler %s failed on channel %r of %s",
+            describe(handler),
+            first.channel,
+            link.database.name,
+            exc_info=error,
+        )
+        self._tell_failed(link, notification, handler, error)
+
+    def _tell_failed(
+        self,
+        link: Origin,
+        notification: Notification | list[Notification],
+        handler: Callable[..., Any],
+        error: BaseException,
+    ) -> None:
+        with self._failed_lock:
+            link.failed += 1
+        emit(
+            self._handler_failed,
+            link.database,
+            notification=notification,
+            handler=handler,
+            error=error,
+        )
+
+
+class Worker(threading.Thread):
+    """One thread of :class:`Workers`, with sessions of its own for its handlers."""
+
+    def __init__(self, workers: Workers, name: str) -> None:
+        super().__init__(name=name, daemon=True)
+        self.handler: Callable[..., Any] | None = None
+        self._workers = workers
+        self._sessions: dict[Database, _driver.Session] = {}
+
+    def run(self) -> None:
+        _current.worker = self
+        try:
+            self._workers.run(self)
+        finally:
+            for session in self._sessions.values():
+                session.close()
+            del self._workers
+
+    def serves(self, workers: Workers) -> bool:
+        """Whether this is one of *workers*."""
+        return getattr(self, "_workers", None) is workers
+
+    def session_for(self, database: Database) -> _driver.Session:
+        """This worker's own session with *database*, opened on first use.  Blocks."""
+        session = self._sessions.get(database)
+        if session is None or session.connection.closed:
+            session = _driver.Session(database.sibling_connection())
+            self._sessions[database] = session
+        return session
+
+    def open_transaction(self, database: Database) -> _driver.Session | None:
+        """This worker's session with *database* while it is in a transaction."""
+        session = self._sessions.get(database)
+        return session if session is not None and session.in_transaction else None
+
+
+def current_worker(workers: Workers) -> Worker | None:
+    """The calling thread, if it is one of *workers*."""
+    worker: Worker | None = getattr(_current, "worker", None)
+    return worker if worker is not None and worker.serves(workers) else None
+
+
+def own_session(workers: Workers, database: Database) -> _driver.Session:
+    """The calling worker's session with *database*.
+
+    :raises ConnectionStateError: the calling thread is no worker.
+    """
+    worker = current_worker(workers)
+    if worker is None:
+        raise ConnectionStateError(
+            f"the session of {database.name} belongs to a running reactor; outside a handler, "
+            "open a Database of your own"
+        )
+    return worker.session_for(database)
+
+
+def emit(signal: OrderedSignal, sender: object, **kwargs: object) -> None:
+    """Send a signal of the reactor's own; what a receiver raises is logged, and ends nothing."""
+    if signal.is_muted:
+        return
+    for receiver in signal.receivers_for(sender):
+        try:
+            receiver(sender, **kwargs)
+        except BaseException:
+            logger.exception("receiver %s of a reactor's signal failed", describe(receiver))
+
+
+def describe(handler: object) -> str:
+    """A handler's name, for a log."""
+    name = getattr(handler, "__qualname__", None) or type(handler).__qualname__
+    module = getattr(handler, "__module__", None)
+    return f"{module}.{name}" if module else str(name)

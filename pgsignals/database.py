@@ -1,0 +1,477 @@
+"""``Database``: listen, notify and wait on one connection."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, Self
+
+from pgsignals import _driver
+from pgsignals._channels import check_channels, check_unlisten, listen_sql, notify_items
+from pgsignals._driver import Session
+from pgsignals._fork import Birth
+from pgsignals._types import Notification
+from pgsignals.errors import ClosedError, ConnectionLostError, ConnectionStateError
+from pgsignals.manager import NotificationManager, check_timeout
+
+# unnest keeps the order of its arrays, and one SELECT is one transaction.
+NOTIFY = (
+    "SELECT count(pg_notify(channel, payload)) "
+    "FROM unnest(%s::text[], %s::text[]) AS t(channel, payload)"
+)
+LISTENING = "SELECT pg_listening_channels()"
+
+
+class Host(Protocol):
+    """What serves a database in its stead: a running reactor."""
+
+    def notify(self, items: list[tuple[str, str]]) -> int: ...
+    def listen(self, channels: tuple[str, ...]) -> None: ...
+    def unlisten(self, channels: tuple[str, ...]) -> None: ...
+    def listening_channels(self) -> list[str]: ...
+    def own_session(self) -> Session:
+        """A session of the calling worker's own.
+
+        :raises ConnectionStateError: called outside a handler.
+        """
+
+
+class Database:
+    """A connection to one PostgreSQL database, in autocommit.
+
+    Made closed; :meth:`open`, ``with`` or a :class:`Reactor` opens it.  Before that, everything
+    but :meth:`open` raises :exc:`ClosedError`.
+
+    The first call that meets a session that has ended raises :exc:`ConnectionLostError`, later
+    ones :exc:`ClosedError`.  In a forked child everything but :meth:`close` raises
+    :exc:`ForkedError`.
+
+    One thread at a time uses it; :meth:`close` may come from any thread.  While a reactor serves
+    it, see "Whose session it is" in docs/quickstart.md.
+
+    :param conninfo: a libpq connection string or URI; ``""`` for libpq's defaults.
+    :param connect: instead of *conninfo*, a callable that returns a fresh
+        ``psycopg.Connection`` in autocommit each time (rotating credentials).
+    :param params: libpq's keywords, which win over *conninfo*, or psycopg's own.
+    :raises TypeError: conninfo and *connect* together, or ``autocommit``, which is always on.
+    """
+
+    def __init__(
+        self,
+        conninfo: str = "",
+        *,
+        connect: Callable[[], Any] | None = None,
+        **params: Any,
+    ) -> None:
+        if not isinstance(conninfo, str):
+            raise TypeError(f"conninfo is a str, not {type(conninfo).__name__}")
+        if connect is not None and (conninfo or params):
+            raise TypeError("give conninfo and keywords, or connect=, not both")
+        if connect is not None and not callable(connect):
+            raise TypeError(f"connect is a callable, not {type(connect).__name__}")
+        if "autocommit" in params:
+            raise TypeError("autocommit cannot be chosen: a listener is always in autocommit")
+        self._conninfo = conninfo
+        self._params = params
+        self._connect = connect
+        self._wrapped = False
+        self._birth = Birth()
+        self._opening = threading.Lock()
+        self._lock = threading.Lock()  # never held while anything blocks
+        self._session: Session | None = None
+        self._host: Host | None = None
+        self._arrived: deque[Notification] = deque()
+        self._listening: set[str] = set()
+        self._backend_id: int | None = None
+        self._lost: ConnectionLostError | None = None
+        self._watchers: tuple[weakref.ref[Any], ...] = ()
+
+    @classmethod
+    def wrap(cls, connection: Any) -> Self:
+        """Adopt an existing ``psycopg.Connection``, which stays its owner's.
+
+        It cannot be reopened.  :meth:`close` ends the LISTENs of this database and leaves the
+        connection open.
+
+        :raises TypeError: something else than a ``psycopg.Connection``.
+        :raises ClosedError: the connection is closed.
+        :raises ConnectionStateError: it is not in autocommit, or in a transaction.
+        """
+        _driver.check_connection(connection, "wrap() was given")
+        database = cls()
+        database._wrapped = True
+        database._adopt(connection)
+        return database
+
+    def __repr__(self) -> str:
+        state = "in the parent process" if self._birth.elsewhere else "open"
+        if state == "open" and self.closed:
+            state = "closed"
+        return f"<{type(self).__name__} {self.name} {state}>"
+
+    @property
+    def name(self) -> str:
+        """Host, port and database name; never a secret."""
+        if (session := self._session) is not None:
+            return session.name
+        if self._connect is not None:
+            return getattr(self._connect, "__qualname__", "connect()")
+        return _driver.describe(self._conninfo, self._params)
+
+    @property
+    def wrapped(self) -> bool:
+        """True for what :meth:`wrap` made."""
+        return self._wrapped
+
+    # -- life --------------------------------------------------------------------------------------
+
+    def open(self) -> Self:
+        """Open a session, unless one is open, and return this database.  Blocks.
+
+        A new session listens to nothing.
+
+        :raises ConnectError: with the reason in one line.
+        :raises EncodingError: the database's encoding has no conversion to UTF8.
+        :raises ConnectionStateError: a wrapped connection cannot be reopened, or ``connect=``
+            returned one that is not in autocommit or is in a transaction.
+        """
+        self._birth.check(repr(self))
+        self._check_not_served("open()")
+        with self._opening:
+            if self.closed:
+                self._adopt(self.new_connection())
+        return self
+
+    def new_connection(self) -> _driver.Connection:
+        """Another connection to the same database, nobody's yet.  Blocks."""
+        if self._wrapped:
+            raise ConnectionStateError(
+                f"{self.name} wraps a connection and cannot be reopened; "
+                "wrap a new connection, or use Database(connect=...)"
+            )
+        if self._connect is not None:
+            return _driver.call_connect(self._connect)
+        return _driver.open_connection(self._conninfo, self._params)
+
+    def sibling_connection(self) -> _driver.Connection:
+        """A connection beside the one that is ours, to the same database.  Blocks."""
+        if self._wrapped and self._session is not None:
+            return _driver.open_like(self._session.connection)
+        return self.new_connection()
+
+    def _adopt(self, connection: _driver.Connection) -> None:
+        try:
+            session = Session(connection)
+        except ConnectionStateError:
+            if not self._wrapped:
+                connection.close()
+            raise
+        self._listening = set()
+        self.renew(session)
+
+    def close(self) -> None:
+        """End the session; a second call does nothing.
+
+        What was collected stays for :meth:`wait` and :meth:`drain`.  A wrapped connection is left
+        open, without our LISTENs.  A forked child forgets the socket without a word to the
+        server, and the parent's session goes on.
+        """
+        session = self._session
+        if self._birth.elsewhere:
+            if session is not None and not session.ended:
+                session.forget()
+            return
+        self._check_not_served("close()")
+        if session is None or session.ended:
+            return
+        if self._wrapped:
+            self._give_back(session)
+        else:
+            session.close()
+        self._tell_watchers()
+
+    def _give_back(self, session: Session) -> None:
+        try:
+            if self._listening:
+                session.query(listen_sql(unlisten=self._listening))
+        except Exception:  # noqa: BLE001 - a transaction of its owner, or it is gone: no matter
+            pass
+        session.release()
+
+    def __enter__(self) -> Self:
+        return self.open()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def closed(self) -> bool:
+        """True before :meth:`open`, after :meth:`close`, and once a session that ended has been
+        found to have ended."""
+        session = self._session
+        return session is None or session.ended or session.connection.closed
+
+    @property
+    def backend_id(self) -> int:
+        """The server's process id of the session, remembered after its end.
+
+        While a reactor serves the database, that of its listening session.
+        """
+        self._birth.check("a Database")
+        if self._backend_id is None:
+            raise self._not_open()
+        return self._backend_id
+
+    def fileno(self) -> int:
+        """The socket's file number, for ``select`` and its like."""
+        return self._open_session("fileno()").fileno()
+
+    # -- LISTEN and NOTIFY -------------------------------------------------------------------------
+
+    def listen(self, *channels: str) -> None:
+        """Listen to *channels*: one round trip, all of them or none.
+
+        Inside a transaction it counts from the commit.  Names are taken exactly; no names, no
+        effect.
+
+        :raises ChannelNameError: before anything is sent.
+        :raises ConnectionLostError: the session has ended.
+        """
+        names = check_channels(channels)
+        if (host := self._serving()) is not None:
+            host.listen(names)
+            return
+        session = self._open_session("listen()")
+        if names:
+            session.query(listen_sql(listen=names))
+            self._listening.update(names)
+
+    def unlisten(self, *channels: str) -> None:
+        """Stop listening to *channels*; ``"*"`` stands for all.  As :meth:`listen` otherwise.
+
+        What was received before is still delivered.
+        """
+        names = check_unlisten(channels)
+        if (host := self._serving()) is not None:
+            host.unlisten(names)
+            return
+        session = self._open_session("unlisten()")
+        if names:
+            session.query(listen_sql(unlisten=names))
+            self._listening.difference_update(self._listening if "*" in names else names)
+
+    def listening_channels(self) -> Iterator[str]:
+        """An iterator over the channels that the server says this session listens to, at the
+        time of the call.  Blocks for a round trip."""
+        if (host := self._serving()) is not None:
+            return iter(host.listening_channels())
+        session = self._open_session("listening_channels()")
+        return iter([session.text(row[0]) for row in session.query(LISTENING)])
+
+    def notify(
+        self, /, *channels: str | tuple[str, str | None], **channel_and_payload: str | None
+    ) -> int:
+        """Notify *channels*, in order: positional items first, then keywords.
+
+        One statement, so one transaction: all of it is sent, or nothing.  Inside a transaction
+        the server sends at its commit.  The server folds equal pairs of one transaction into
+        one (PostgreSQL manual, NOTIFY).
+
+        :param channels: names, or pairs ``(channel, payload)``; a payload of None is ``""``.
+        :returns: the number of notifications issued, 0 for no arguments.
+        :raises ChannelNameError: before anything is sent.
+        :raises PayloadError: over 7,999 bytes, or what no PostgreSQL text can hold; before
+            anything is sent.
+        """
+        items = notify_items(channels, channel_and_payload)
+        if (host := self._serving()) is not None:
+            return host.notify(items)
+        return send(self._open_session("notify()"), items)
+
+    # -- arrivals ------------------------------------------------------------------------------------
+
+    def wait(self, timeout: float | None = None) -> Iterator[Notification | None]:
+        """Iterate over notifications as they arrive.
+
+        Leaving the loop anywhere loses nothing: the rest stays with this database, and the next
+        ``wait()`` goes on with it.  The body may use the database.  The iterator stops, without
+        an exception, when the session ends or is closed, after what was left.
+
+        :param timeout: seconds between idle events, which are None; None for no idle events; 0
+            ends the iteration after what is there, without waiting.
+        :raises TypeError: a timeout that is no number.
+        :raises ValueError: a negative timeout, or NaN.
+        """
+        check_timeout(timeout)
+        self._check_drainable("wait()")
+        return self._wait(NotificationManager(self, timeout=timeout))
+
+    iternotifies = wait
+
+    def _wait(self, manager: NotificationManager) -> Iterator[Notification | None]:
+        arrived = self._arrived
+        for event in manager:
+            if event is None:
+                yield None
+                continue
+            # Whatever is not yielded must stay with the database, not with this generator.
+            notifications = event[1]
+            arrived.extendleft(reversed(notifications))
+            self._tell_watchers(but=manager)
+            for _ in notifications:
+                if not arrived:
+                    break
+                yield arrived.popleft()
+
+    def drain(self) -> list[Notification]:
+        """What has arrived, without waiting: what came along with statements, then what the
+        socket has, of a flood a megabyte or so at a time.
+
+        After the session's end it gives the rest, and :attr:`closed` is true from then on.
+        """
+        self._check_drainable("drain()")
+        arrived: list[Notification] = []
+        if (session := self._session) is not None:
+            fresh = session.read()
+            if self._arrived:
+                while self._arrived:
+                    arrived.append(self._arrived.popleft())
+                arrived += fresh
+            else:
+                arrived = fresh
+            if session.ended:
+                self._note_end(session)
+        return arrived
+
+    def add_watcher(self, watcher: Any) -> None:
+        """Have ``watcher.touched(self)`` called when this database is closed or opened or has
+        collected something besides the socket.  Held weakly; for managers."""
+        with self._lock:
+            self._watchers = (*self._watchers, weakref.ref(watcher))
+
+    def remove_watcher(self, watcher: Any) -> None:
+        """Take back :meth:`add_watcher`."""
+        with self._lock:
+            self._watchers = tuple(
+                ref for ref in self._watchers if ref() is not None and ref() is not watcher
+            )
+
+    def _tell_watchers(self, but: object = None) -> None:
+        for ref in self._watchers:
+            if (watcher := ref()) is not None and watcher is not but:
+                watcher.touched(self)
+
+    # -- psycopg -------------------------------------------------------------------------------------
+
+    @property
+    def connection(self) -> _driver.Connection:
+        """The ``psycopg.Connection``.  In a handler of a reactor, one of that worker's own."""
+        if (host := self._serving()) is not None:
+            return host.own_session().connection
+        return self._open_session("connection").connection
+
+    def execute(self, query: str | bytes, params: _driver.Params | None = None) -> _driver.Cursor:
+        """``connection.execute``; psycopg's errors pass unchanged."""
+        return self.connection.execute(query, params)
+
+    def transaction(self) -> AbstractContextManager[_driver.Transaction]:
+        """``connection.transaction()``: a block that commits, or rolls back on an exception."""
+        return self.connection.transaction()
+
+    # -- while a reactor serves it -----------------------------------------------------------------------
+
+    def lend(self, host: Host) -> Session | None:
+        """Hand the session to a reactor, or None when there is none.
+
+        :raises ConnectionStateError: another reactor has it, or it is in a transaction.
+        """
+        self._birth.check(repr(self))
+        with self._lock:
+            self._check_not_served("start()")
+            session = None if self.closed else self._session
+            if session is not None:
+                session.check_idle()
+            elif self._wrapped:
+                self.new_connection()  # raises, and says why
+            self._host = host
+            return session
+
+    def renew(self, session: Session) -> None:
+        """*session* is the one to speak of from now on."""
+        session.deliver(self._arrived, self._tell_watchers)
+        self._session = session
+        self._backend_id = session.backend_id
+        self._lost = None
+        self._tell_watchers()
+
+    def take_back(self) -> None:
+        """The reactor is done with this database; its session is open, or has ended."""
+        self._host = None
+        self._tell_watchers()
+
+    # -- checks ----------------------------------------------------------------------------------------------
+
+    def _serving(self) -> Host | None:
+        self._birth.check("a Database")
+        return self._host
+
+    def _check_not_served(self, what: str) -> None:
+        if self._host is not None:
+            raise ConnectionStateError(
+                f"{what}: the session of {self.name} belongs to a running reactor; "
+                "open a Database of your own"
+            )
+
+    def _check_drainable(self, what: str) -> None:
+        self._birth.check("a Database")
+        self._check_not_served(what)
+        if self._session is None:
+            raise self._not_open()
+
+    def _open_session(self, what: str) -> Session:
+        self._birth.check("a Database")
+        self._check_not_served(what)
+        session = self._session
+        if session is None:
+            raise self._not_open()
+        if session.ended:
+            raise self._closed()
+        if session.connection.closed:
+            self._note_end(session)
+            raise self._closed()
+        return session
+
+    def _note_end(self, session: Session) -> None:
+        if not session.connection.closed and not self._wrapped:
+            session.close()
+        session.ended = True
+        self._lost = self._lost or session.lost()
+
+    def _not_open(self) -> ClosedError:
+        return ClosedError(f"{self.name} has not been opened; call open() or use 'with'")
+
+    def _closed(self) -> ClosedError:
+        why = f" ({self._lost})" if self._lost else ""
+        return ClosedError(f"{self.name} is closed{why}; call open() for a new session")
+
+
+def send(session: Session, items: list[tuple[str, str]]) -> int:
+    """Issue *items* in one statement and return their number."""
+    if not items:
+        return 0
+    channels, payloads = zip(*items, strict=True)
+    return int(session.query(NOTIFY, [list(channels), list(payloads)])[0][0])
+
+
+def connect(conninfo: str = "", **params: Any) -> Database:
+    """Open a connection and return its :class:`Database`.  Blocks.
+
+    :param conninfo: a libpq connection string or URI; without one, libpq's ``PG*`` variables and
+        defaults count.
+    :param params: libpq's keywords, which win over *conninfo*, or psycopg's own.
+    :raises ConnectError: with the reason in one line and without secrets.
+    """
+    return Database(conninfo, **params).open()

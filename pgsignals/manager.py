@@ -1,0 +1,386 @@
+"""``NotificationManager``: many connections, one iterator."""
+
+from __future__ import annotations
+
+import logging
+import math
+import numbers
+import selectors
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from decimal import Decimal
+from typing import Any, Protocol, TypeAlias
+
+from pgsignals._types import Notification
+from pgsignals._waker import Waker
+from pgsignals.errors import Error
+
+logger = logging.getLogger(__name__)
+
+# A selector refuses what its system call cannot hold; waking up once a day is free.
+_LONGEST_WAIT = 86_400.0
+
+# A zero-timeout poll drains what is there in bounded shares; a sender that is faster than us
+# for that many shares must not keep the poll from ending.
+_POLL_SHARES = 100
+
+
+class Member(Protocol):
+    """What a manager can watch: a :class:`~pgsignals.Database`, or anything of this shape."""
+
+    def fileno(self) -> int:
+        """The file number that becomes readable when there is something to drain."""
+
+    @property
+    def closed(self) -> bool:
+        """True once the connection has ended for any reason."""
+
+    def drain(self) -> list[Notification]:
+        """What has arrived, without waiting."""
+
+
+Pair: TypeAlias = tuple[Any, list[Notification]]
+
+
+def check_timeout(value: object) -> Any:
+    """Return *value* as it is when it is None or a number of seconds >= 0.
+
+    :raises TypeError: no number, or a bool.
+    :raises ValueError: negative or NaN.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (numbers.Real, Decimal)):
+        raise TypeError(f"a timeout is None or a number of seconds, not {type(value).__name__}")
+    seconds = float(value)
+    if math.isnan(seconds) or seconds < 0:
+        raise ValueError(f"a timeout must be None or at least 0 seconds, not {value}")
+    return value
+
+
+class _Members(set[Any]):
+    """A real set that tells its manager of every change, from whatever thread."""
+
+    def __init__(self, changed: Callable[[], None], members: Iterable[object]) -> None:
+        self._changed = changed
+        super().__init__(_check_member(member) for member in members)
+
+    def _then(self, result: Any = None) -> Any:
+        self._changed()
+        return result
+
+    def add(self, member: Any) -> None:
+        self._then(super().add(_check_member(member)))
+
+    def update(self, *others: Iterable[Any]) -> None:
+        members = [_check_member(member) for other in others for member in other]
+        self._then(super().update(members))
+
+    def discard(self, member: Any) -> None:
+        self._then(super().discard(member))
+
+    def remove(self, member: Any) -> None:
+        self._then(super().remove(member))
+
+    def pop(self) -> Any:
+        return self._then(super().pop())
+
+    def clear(self) -> None:
+        self._then(super().clear())
+
+    def difference_update(self, *others: Iterable[Any]) -> None:
+        self._then(super().difference_update(*others))
+
+    def intersection_update(self, *others: Iterable[Any]) -> None:
+        self._then(super().intersection_update(*others))
+
+    def symmetric_difference_update(self, other: Iterable[Any]) -> None:
+        members = [_check_member(member) for member in other]
+        self._then(super().symmetric_difference_update(members))
+
+    def __ior__(self, other: Any) -> Any:  # type: ignore[misc] # set's own overloads
+        self.update(other)
+        return self
+
+    def __iand__(self, other: Any) -> Any:  # type: ignore[misc] # set's own overloads
+        return self._then(super().__iand__(other))
+
+    def __isub__(self, other: Any) -> Any:  # type: ignore[misc] # set's own overloads
+        return self._then(super().__isub__(other))
+
+    def __ixor__(self, other: Any) -> Any:  # type: ignore[misc] # set's own overloads
+        self.symmetric_difference_update(other)
+        return self
+
+
+def _check_member(member: object) -> object:
+    shaped = callable(getattr(member, "fileno", None)) and callable(getattr(member, "drain", None))
+    if isinstance(member, type) or not (shaped and hasattr(member, "closed")):
+        raise TypeError(
+            f"cannot watch {type(member).__name__}: a manager takes a Database or anything else "
+            "with fileno(), closed and drain(), and its timeout as a keyword"
+        )
+    return member
+
+
+class NotificationManager:
+    """Waits on many connections and yields what arrives.
+
+    Iterating yields a pair ``(database, [Notification, ...])`` for a database that received
+    something, and None for an idle event.  The loop ends when no connection is left, or, with a
+    timeout of zero, when all that was there has been yielded; the same manager may be used
+    again.  Leaving the loop anywhere loses nothing: the manager goes on with the rest.
+
+    One thread iterates.  From any other thread, :attr:`connections` may be changed,
+    :meth:`settimeout` and :meth:`interrupt` called and a database closed: all of it takes effect
+    at once.
+
+    :param databases: a :class:`Database` each, or anything with ``fileno()``, ``closed`` and
+        ``drain()``.
+    :param timeout: seconds between idle events; None for no idle events, 0 for a poll that does
+        not wait.
+    :raises TypeError: something that cannot be watched, or a timeout that is no number.
+    :raises ValueError: a negative timeout, or NaN.
+    """
+
+    def __init__(self, *databases: Any, timeout: float | None = None) -> None:
+        self._timeout = check_timeout(timeout)
+        self._connections = _Members(self._members_changed, databases)
+        self.garbage: set[Any] = set()
+        """Connections that have ended.  Never emptied by the manager; adding one of them to
+        :attr:`connections` again takes it out."""
+        self._waker = Waker()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._waker, selectors.EVENT_READ)
+        self._watched: dict[Any, int] = {}
+        self._silent: set[Any] = set()  # members that cannot tell us of what a statement collected
+        self._changed = True
+        self._touched: deque[Any] = deque()
+        self._pairs: deque[tuple[Any, list[Notification], bool]] = deque()
+        self._interrupted = False
+        self._since: float | None = None  # start of the interval that an idle event ends
+        self._looked = False  # at the wire, since an idle event is due or a poll began
+
+    def __del__(self) -> None:
+        if hasattr(self, "_selector"):
+            self._selector.close()
+            self._waker.close()
+
+    # -- what users change -------------------------------------------------------------------
+
+    @property
+    def connections(self) -> set[Any]:
+        """The connections that are watched: a real set, to be changed at any time, from any
+        thread.  Pairs that were collected before a removal are still yielded."""
+        return self._connections
+
+    @connections.setter
+    def connections(self, members: Iterable[Any]) -> None:
+        if members is not self._connections:
+            self._connections = _Members(self._members_changed, members)
+        self._members_changed()
+
+    def gettimeout(self) -> float | None:
+        """The timeout in seconds, the very object that was set."""
+        return self._timeout  # type: ignore[no-any-return] # whatever number the user gave
+
+    def settimeout(self, seconds: float | None) -> None:
+        """Set the timeout; it takes effect at once, counted from the start of the interval.
+
+        :param seconds: as the constructor's ``timeout``.
+        """
+        self._timeout = check_timeout(seconds)
+        self._waker.wake()
+
+    def interrupt(self) -> None:
+        """Ask for one idle event, after what has been collected.
+
+        May be called from any thread and from a signal handler; never blocks.  It is kept while
+        nobody iterates, and several that nobody has seen may become one.
+        """
+        self._interrupted = True
+        self._waker.wake()
+
+    # -- what members tell ---------------------------------------------------------------------
+
+    def touched(self, member: Any) -> None:
+        """*member* was closed or reopened, or has collected something besides the socket.
+
+        Called by databases, from any thread.
+        """
+        self._touched.append(member)
+        self._waker.wake()
+
+    def _members_changed(self) -> None:
+        self._changed = True
+        self._waker.wake()
+
+    # -- the iterator ----------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Pair | None]:
+        return self
+
+    def __next__(self) -> Pair | None:
+        if self._since is None:
+            self._since = time.monotonic()
+        while True:
+            if self._pairs:
+                return self.next_pair()
+            timeout = self._timeout
+            polling = timeout is not None and timeout == 0
+            if not self._connections or (polling and self._looked):
+                self._since, self._looked = None, False
+                raise StopIteration
+            if polling:
+                self._poll()
+            elif self._wait(timeout):
+                self._since, self._looked = None, False
+                return None
+
+    def _wait(self, timeout: float | None) -> bool:
+        """Wait until something is collected, and return False, or until an idle event is due,
+        which is after one more look at the wire: what is there comes first."""
+        due = self._interrupted
+        seconds = None
+        if not due and timeout is not None and self._since is not None:
+            seconds = float(timeout) - (time.monotonic() - self._since)
+            due = seconds <= 0
+        if due and self._looked:
+            self._interrupted = False
+            return True
+        self.collect(0 if due else seconds)
+        self._looked = due
+        return False
+
+    def _poll(self) -> None:
+        """Collect all that is there; a flood comes in shares."""
+        self.collect(0)
+        self._looked = True
+        for index, (member, notifications, ended) in enumerate(tuple(self._pairs)):
+            more, shares = notifications, 0
+            while more and not ended and shares < _POLL_SHARES:
+                more, ended = self._read(member)
+                notifications += more
+                shares += 1
+            if ended:
+                self._unwatch(member)
+            self._pairs[index] = (member, notifications, ended)
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether :meth:`next_pair` has one."""
+        return bool(self._pairs)
+
+    def next_pair(self) -> Pair:
+        """The oldest pair that :meth:`collect` has left.
+
+        :raises IndexError: there is none.
+        """
+        member, notifications, ended = self._pairs.popleft()
+        if ended:
+            self._bury(member)
+        return member, notifications
+
+    # -- the loop's one turn -----------------------------------------------------------------------
+
+    def collect(self, seconds: float | None) -> None:
+        """Wait at most *seconds* for something to arrive or to change, and collect it.
+
+        The turn of the loop that iterating is made of; it gives no idle events and does not end
+        when no connection is left.  It may return early with nothing.
+
+        :param seconds: None waits without limit, 0 looks without waiting.
+        """
+        before = len(self._connections)
+        if self._changed:
+            self._follow_members()
+        while self._touched:
+            self._follow(self._touched.popleft())
+        for member in tuple(self._silent):
+            self._drain(member)
+        if self._pairs or len(self._connections) < before:
+            seconds = 0  # there is something to say already
+        elif seconds is not None:
+            seconds = min(seconds, _LONGEST_WAIT)
+        for key, _ in self._selector.select(seconds):
+            if key.data is None:
+                self._waker.clear()
+            else:
+                self._drain(key.data)
+
+    def _drain(self, member: Any) -> None:
+        notifications, ended = self._read(member)
+        if ended:
+            self._unwatch(member)
+        if notifications:
+            self._pairs.append((member, notifications, ended))
+        elif ended:
+            self._bury(member)
+
+    def _read(self, member: Any) -> tuple[list[Notification], bool]:
+        notifications: list[Notification] = []
+        try:
+            rest = member.drain()
+            notifications = rest if type(rest) is list else list(rest)
+            return notifications, member.closed
+        except Error as exc:
+            logger.debug("%r cannot be drained: %s", member, exc)
+        except Exception:  # noqa: BLE001 - whatever ails one connection must not end the loop
+            logger.warning("%r cannot be drained; it goes to garbage", member, exc_info=True)
+        return notifications, True
+
+    def _bury(self, member: Any) -> None:
+        if member in self._connections:
+            set.discard(self._connections, member)  # without waking ourselves
+            self.garbage.add(member)
+
+    # -- what the selector watches -------------------------------------------------------------------
+
+    def _follow_members(self) -> None:
+        self._changed = False
+        members = set(self._connections)  # a copy: other threads may change it
+        for member in self._watched.keys() - members:
+            self._unwatch(member)
+        for member in members - self._watched.keys():
+            self.garbage.discard(member)
+            if callable(watch := getattr(member, "add_watcher", None)):
+                watch(self)
+            else:
+                self._silent.add(member)
+            self._register(member)
+
+    def _follow(self, member: Any) -> None:
+        """Look again at a member whose socket may be another one now."""
+        if member in self._watched:
+            self._unregister(member)
+            self._register(member)
+
+    def _register(self, member: Any) -> None:
+        self._watched[member] = -1
+        self._drain(member)  # it may hold something already, or have ended
+        if member not in self._watched:
+            return
+        try:
+            number = member.fileno()
+            if number in self._selector.get_map():  # of a socket that was closed meanwhile
+                self._selector.unregister(number)
+            self._selector.register(number, selectors.EVENT_READ, member)
+            self._watched[member] = number
+        except (Error, OSError, ValueError):  # it ended between the two
+            self._drain(member)
+            self._unwatch(member)
+            self._bury(member)
+
+    def _unregister(self, member: Any) -> None:
+        number = self._watched.pop(member)
+        key = self._selector.get_map().get(number) if number >= 0 else None
+        if key is not None and key.data is member:
+            self._selector.unregister(number)
+
+    def _unwatch(self, member: Any) -> None:
+        if member in self._watched:
+            self._unregister(member)
+        self._silent.discard(member)
+        if callable(unwatch := getattr(member, "remove_watcher", None)):
+            unwatch(self)

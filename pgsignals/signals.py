@@ -1,0 +1,341 @@
+"""Channels as blinker signals, and who handles them.  The only module that imports blinker.
+
+blinker's own signals have no lock, no order, and stop at the first exception (blinker 1.9,
+``Signal.send``).  :class:`OrderedSignal` mends the first two; the third is mended by the
+reactor, which calls receivers one by one from a :class:`Plan`.  ``send()`` called by a user
+behaves as in blinker.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import weakref
+from collections.abc import Callable, Generator, Hashable, Iterator
+from inspect import iscoroutinefunction
+from typing import Any, NamedTuple, TypeVar
+
+import blinker
+from blinker._utilities import make_id
+
+from pgsignals._channels import check_channel
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_ANY_ID = 0  # blinker's key for receivers of any sender
+
+
+class _Changes:
+    """Counts every change of every signal, so that resolved receivers know when they are stale.
+
+    Lock-free: a weak receiver may be collected in any thread, at any point.
+    """
+
+    def __init__(self) -> None:
+        self._counter = itertools.count(1)
+        self.count = 0
+
+    def note(self) -> None:
+        self.count = next(self._counter)
+
+
+changes = _Changes()
+
+
+class Options(NamedTuple):
+    """How a receiver wants its notifications."""
+
+    decode: Callable[[str], Any] | None = None
+    batch: bool = False
+
+
+class OrderedSignal(blinker.Signal):
+    """A blinker signal whose receivers run in the order in which they were connected, and which
+    threads may change while others send."""
+
+    def __init__(self, doc: str | None = None) -> None:
+        # Reentrant: a weak receiver may be collected while this thread holds it.
+        self._lock = threading.RLock()
+        self._muted = False
+        self._options: dict[Hashable, Options] = {}
+        super().__init__(doc)
+
+    @property
+    def is_muted(self) -> bool:
+        """True inside ``muted()``."""
+        return self._muted
+
+    @is_muted.setter
+    def is_muted(self, muted: bool) -> None:
+        self._muted = muted
+        changes.note()
+
+    def connect(self, receiver: F, sender: Any = blinker.ANY, weak: bool = True) -> F:
+        """As blinker's: call *receiver* when the signal is sent by *sender*.
+
+        :param weak: forget the receiver when nobody else refers to it.
+        """
+        return self.connect_with(receiver, sender, weak, Options())
+
+    def connect_with(self, receiver: F, sender: Any, weak: bool, options: Options) -> F:
+        """:meth:`connect` with *options*, which replace those of an earlier one."""
+        with self._lock:
+            self._options[make_id(receiver)] = options
+            super().connect(receiver, sender, weak)
+        self._changed()
+        return receiver
+
+    def _disconnect(self, receiver_id: Hashable, sender_id: Hashable) -> None:
+        with self._lock:
+            super()._disconnect(receiver_id, sender_id)
+            if receiver_id not in self.receivers:
+                self._options.pop(receiver_id, None)
+        self._changed()
+
+    def _changed(self) -> None:
+        changes.note()
+
+    def receivers_for(self, sender: Any) -> Generator[Callable[..., Any], None, None]:
+        """As blinker's, in the order of connection."""
+        for receiver_id in self._ids_for(sender):
+            receiver = self.receivers.get(receiver_id)
+            if isinstance(receiver, weakref.ref):
+                receiver = receiver()
+            if receiver is not None:
+                yield receiver
+
+    def _ids_for(self, sender: Any) -> list[Hashable]:
+        with self._lock:
+            wanted = self._by_sender.get(_ANY_ID, set()) | self._by_sender.get(
+                make_id(sender), set()
+            )
+            return [receiver_id for receiver_id in self.receivers if receiver_id in wanted]
+
+    def wanted_by(self, sender: Any) -> bool:
+        """Whether a ``send`` by *sender* would find a receiver, were the signal not muted."""
+        by_sender = self._by_sender
+        return bool(by_sender.get(_ANY_ID) or by_sender.get(make_id(sender)))
+
+    def reset_after_fork(self) -> None:
+        """In a forked child, whose other threads may have held the lock."""
+        self._lock = threading.RLock()
+
+    def calls_for(self, sender: Any) -> Iterator[Call]:
+        """What a send by *sender* calls now, resolved once and good until the next change."""
+        with self._lock:
+            if self._muted:
+                return
+            for receiver_id in self._ids_for(sender):
+                receiver, options = self.receivers[receiver_id], self._options[receiver_id]
+                yield Call(self, receiver_id, receiver, *options)
+
+    def still_calls(self, receiver_id: Hashable, sender: Any) -> bool:
+        """Whether a receiver is still connected for *sender*."""
+        return receiver_id in self.receivers and any(
+            receiver_id in self._by_sender.get(key, ()) for key in (_ANY_ID, make_id(sender))
+        )
+
+
+class Call:
+    """One receiver, resolved."""
+
+    __slots__ = ("_receiver", "batch", "decode", "receiver_id", "signal", "strong")
+
+    def __init__(
+        self,
+        signal: OrderedSignal,
+        receiver_id: Hashable,
+        receiver: Any,
+        decode: Callable[[str], Any] | None,
+        batch: bool,
+    ) -> None:
+        self.signal = signal
+        self.receiver_id = receiver_id
+        self.decode = decode
+        self.batch = batch
+        self._receiver = receiver
+        self.strong: Callable[..., Any] | None = None
+        if not isinstance(receiver, weakref.ref):
+            self.strong = _refuse_coroutine if iscoroutinefunction(receiver) else receiver
+
+    def handler(self) -> Callable[..., Any] | None:
+        """The receiver, or None when it has been collected."""
+        if self.strong is not None:
+            return self.strong
+        receiver: Callable[..., Any] | None = self._receiver()
+        return _refuse_coroutine if iscoroutinefunction(receiver) else receiver
+
+
+def _refuse_coroutine(*_: object, **__: object) -> None:
+    raise RuntimeError(
+        "a coroutine function cannot be a handler: handlers run on threads; hand over to the "
+        "event loop with asyncio.run_coroutine_threadsafe"
+    )
+
+
+class ChannelSignal(OrderedSignal):
+    """The signal of one channel.
+
+    Receivers are called as ``receiver(database, *, notification)``.  The first one that is
+    connected makes every reactor that serves it LISTEN, the last one that leaves makes it
+    UNLISTEN.
+    """
+
+    def __init__(self, name: str, namespace: Channels) -> None:
+        self.name = name
+        self._namespace = weakref.ref(namespace)
+        super().__init__(f"Notifications on channel {name!r}.")
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r}>"
+
+    def connect_with(self, receiver: F, sender: Any, weak: bool, options: Options) -> F:
+        """See :meth:`OrderedSignal.connect_with`."""
+        if options.batch and (namespace := self._namespace()) is not None:
+            namespace.batching.add(self.name)
+        return super().connect_with(receiver, sender, weak, options)
+
+    def _changed(self) -> None:
+        changes.note()
+        if (namespace := self._namespace()) is not None:
+            namespace.changed(self.name)
+
+
+class Channels:
+    """A namespace of channel signals: the module's own, or a reactor's."""
+
+    def __init__(self) -> None:
+        self.batching: set[str] = set()  # channels that have had a handler with batch=True
+        self._signals: dict[str, ChannelSignal] = {}
+        self._lock = threading.Lock()
+        self._watchers: tuple[weakref.WeakMethod[Callable[[str], None]], ...] = ()
+
+    def channel(self, name: str) -> ChannelSignal:
+        """The signal of channel *name*, the same one each time.
+
+        :raises ChannelNameError: before anything is registered.
+        """
+        name = check_channel(name)
+        with self._lock:
+            if (signal := self._signals.get(name)) is None:
+                signal = self._signals[name] = ChannelSignal(name, self)
+        return signal
+
+    def on_channel(
+        self,
+        *names: str,
+        sender: Any = None,
+        decode: Callable[[str], Any] | None = None,
+        batch: bool = False,
+        weak: bool = False,
+    ) -> Callable[[F], F]:
+        """See :func:`pgsignals.on_channel`."""
+        if not names or callable(names[0]):
+            raise TypeError("on_channel wants the names of channels: @on_channel('orders')")
+        if decode is not None and not callable(decode):
+            raise TypeError(f"decode is a callable of the payload, not {type(decode).__name__}")
+        signals = [self.channel(check_channel(name)) for name in names]
+        options = Options(decode, bool(batch))
+
+        def connect(handler: F) -> F:
+            if not callable(handler):
+                raise TypeError(f"a handler is callable, not {type(handler).__name__}")
+            if iscoroutinefunction(handler):
+                _refuse_coroutine_handler(handler)
+            for signal in signals:
+                source = blinker.ANY if sender is None else sender
+                signal.connect_with(handler, source, weak, options)
+            return handler
+
+        return connect
+
+    def wanted_by(self, sender: Any) -> set[str]:
+        """The channels that have a handler for *sender*."""
+        return {name for name in list(self._signals) if self._signals[name].wanted_by(sender)}
+
+    def wants(self, name: str, sender: Any) -> bool:
+        """Whether channel *name* has a handler for *sender*."""
+        signal = self._signals.get(name)
+        return signal is not None and signal.wanted_by(sender)
+
+    def calls_for(self, name: str, sender: Any) -> Iterator[Call]:
+        """See :meth:`OrderedSignal.calls_for`."""
+        signal = self._signals.get(name)
+        return iter(()) if signal is None else signal.calls_for(sender)
+
+    def batched_for(self, sender: Any) -> set[str]:
+        """The channels of which a handler for *sender* wants batches."""
+        names = tuple(self.batching)
+        return {name for name in names if any(call.batch for call in self.calls_for(name, sender))}
+
+    def watch(self, changed: Callable[[str], None]) -> None:
+        """Call the bound method *changed*, held weakly, with the name of each channel whose
+        handlers change.  It is called in whatever thread, and must not block."""
+        with self._lock:
+            alive = [method for method in self._watchers if method() is not None]
+            self._watchers = (*alive, weakref.WeakMethod(changed))
+
+    def changed(self, name: str) -> None:
+        """The handlers of channel *name* have changed."""
+        for method in self._watchers:
+            if (changed := method()) is not None:
+                changed(name)
+
+    def reset_after_fork(self) -> None:
+        """In a forked child: no lock is held, and no reactor of the parent listens."""
+        self._lock = threading.Lock()
+        self._watchers = ()
+        for signal in self._signals.values():
+            signal.reset_after_fork()
+
+
+def _refuse_coroutine_handler(handler: Callable[..., Any]) -> None:
+    name = getattr(handler, "__qualname__", repr(handler))
+    raise TypeError(
+        f"{name} is a coroutine function, and handlers run on threads; "
+        "hand over to the event loop with asyncio.run_coroutine_threadsafe"
+    )
+
+
+default = Channels()
+"""The channels of the module level, which every reactor serves."""
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=default.reset_after_fork)
+
+
+def channel(name: str) -> ChannelSignal:
+    """The blinker signal of channel *name* that every reactor serves.
+
+    Its receivers are called as ``receiver(database, *, notification)`` on a worker of each
+    reactor that receives a notification.
+
+    :raises ChannelNameError: a name that PostgreSQL would not take unchanged.
+    """
+    return default.channel(name)
+
+
+def on_channel(
+    *names: str,
+    sender: Any = None,
+    decode: Callable[[str], Any] | None = None,
+    batch: bool = False,
+    weak: bool = False,
+) -> Callable[[F], F]:
+    """Register the decorated function for channels *names*, with every reactor.
+
+    It is called as ``handler(database, *, notification)`` on a worker of the reactor, and is
+    returned unchanged.  Registering it again for the same channel replaces its options.  Nothing
+    is opened: a running reactor LISTENs within milliseconds, another one when it starts.
+
+    :param sender: a :class:`Database`; only its notifications count.  None for all.
+    :param decode: is given the payload, and what it returns becomes the keyword ``value``.  A
+        payload that it refuses goes to ``handler_failed``, not to the handler.
+    :param batch: hand over what is there at once: ``handler(database, *, notifications)``, a
+        non-empty list of one channel; with *decode* also ``values``.
+    :param weak: forget the handler when nobody else refers to it.
+    :raises ChannelNameError: a name that PostgreSQL would not take unchanged.
+    :raises TypeError: no names, or a coroutine function.
+    """
+    return default.on_channel(*names, sender=sender, decode=decode, batch=batch, weak=weak)
