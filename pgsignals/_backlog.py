@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Hashable, Iterable
 from datetime import datetime
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 from pgsignals._types import Notification
 
@@ -116,6 +116,7 @@ class Backlog:
         self.waiting = 0
         self.keys: set[Hashable] | None = set() if policy == "coalesce" else None
         self.reader_waits = False
+        self.on_wait: Callable[[], None] = lambda: None  # is called when the reader has to wait
         self._limit = limit
         self._blocking = policy == "block"
         self._unbounded = False  # at the end, what "block" had promised not to lose
@@ -131,7 +132,7 @@ class Backlog:
         self._running = 0
         self._ending = False
 
-    # -- the reader's side ---------------------------------------------------------------------
+    # -- the reader's side -----------------------------------------------------------------------
 
     def put(
         self, source: Source, notifications: list[Notification], since: datetime, received: datetime
@@ -173,6 +174,7 @@ class Backlog:
         """What may be queued now, and the rest; waits for space under the policy "block"."""
         while self._blocking and self.waiting >= self._limit:
             self.reader_waits = True
+            self.on_wait()
             self._space.wait()
         free = self._limit - self.waiting if self._blocking else len(notifications)
         return notifications[:free], notifications[free:]
@@ -233,7 +235,7 @@ class Backlog:
         if len(arrivals) > 2 * self.waiting + 64:
             self._arrivals = deque(segment for segment in arrivals if segment.notifications)
 
-    # -- announcements -------------------------------------------------------------------------
+    # -- announcements ---------------------------------------------------------------------------
 
     def announce(
         self,
@@ -282,7 +284,7 @@ class Backlog:
         announcement.lanes.append(lane)
         self._advance(lane)
 
-    # -- lanes ---------------------------------------------------------------------------------
+    # -- lanes -----------------------------------------------------------------------------------
 
     def _lane(self, source: Source | None, channel: str | None) -> Lane:
         key = (source, channel) if self._parallel else (None, None)
@@ -373,9 +375,7 @@ class Backlog:
                 item.notifications.clear()
             if self.keys is not None:
                 for notification in taken:
-                    self.keys.discard(
-                        (segment.source, notification.channel, notification.payload)
-                    )
+                    self.keys.discard((segment.source, notification.channel, notification.payload))
             self.waiting -= len(taken)
             self.make_space()
             return taken
@@ -425,7 +425,7 @@ class Backlog:
         if self._parallel and not (lane.items or lane.busy or lane.queued):
             self._lanes.pop((lane.source, lane.channel), None)
 
-    # -- the end -----------------------------------------------------------------------------------
+    # -- the end ---------------------------------------------------------------------------------
 
     def release_reader(self) -> None:
         """Never let the reader wait for space again."""

@@ -35,10 +35,10 @@ def check_channel(name: object) -> str:
         raise ChannelNameError(
             "'*' means all channels in unlisten('*') and names none; choose another name"
         )
-    size = len(_encode(name, f"channel name {ascii(name)}", ChannelNameError))
+    size = len(_encode(name, f"channel name {name!a}", ChannelNameError))
     if size > MAX_CHANNEL_BYTES:
         raise ChannelNameError(
-            f"channel name {ascii(name)} has {size} bytes in UTF-8, over PostgreSQL's limit of "
+            f"channel name {name!a} has {size} bytes in UTF-8, over PostgreSQL's limit of "
             f"{MAX_CHANNEL_BYTES}; shorten it, or hash its tail"
         )
     return str(name)
@@ -90,9 +90,7 @@ def check_unlisten(names: Iterable[object]) -> tuple[str, ...]:
     return tuple(ALL if name == ALL else check_channel(name) for name in names)
 
 
-def notify_items(
-    channels: Iterable[object], pairs: Mapping[str, object]
-) -> list[tuple[str, str]]:
+def notify_items(channels: Iterable[object], pairs: Mapping[str, object]) -> list[tuple[str, str]]:
     """What one ``notify`` call is to issue, in order: positional items, then keywords.
 
     :param channels: each a channel name, or a pair ``(channel, payload)``.

@@ -70,7 +70,7 @@ class Control:
         if session is not None:
             session.close()
 
-    # -- the reader's side -------------------------------------------------------------------------
+    # -- the reader's side -----------------------------------------------------------------------
 
     def silent_for(self, now: float) -> float:
         """For how many seconds a statement has been waiting for its answer."""

@@ -87,6 +87,7 @@ class Session:
         self.sqlstate: str | None = None
         self.farewell = ""
         self.canaries = 0
+        self.unsent = False
         self.answers: deque[list[Result]] = deque()
         self._arrived: deque[Notification] = deque()
         self._on_arrival: weakref.WeakMethod[Callable[[], None]] | None = None
@@ -143,7 +144,7 @@ class Session:
         self._arrived = arrived
         self._on_arrival = weakref.WeakMethod(on_arrival)
 
-    # -- arrivals -----------------------------------------------------------------------------
+    # -- arrivals --------------------------------------------------------------------------------
 
     def _collect(self, notify: pq.PGnotify) -> None:
         """Keep a notification that came along with a statement's answer."""
@@ -280,7 +281,15 @@ class Session:
         try:
             self.pgconn.send_query(self._encode(sql))
             self._submitted = True
-            self.pgconn.flush()
+        except psycopg.OperationalError as exc:
+            self._end(exc)
+        else:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what the socket did not take at once; :attr:`unsent` tells if there is more."""
+        try:
+            self.unsent = self.pgconn.flush() == 1
         except psycopg.OperationalError as exc:
             self._end(exc)
 
@@ -315,7 +324,7 @@ class Session:
         message = result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or b"no reason given"
         return Result(sqlstate.decode(), self._text(message), [])
 
-    # -- the end -----------------------------------------------------------------------------------
+    # -- the end ---------------------------------------------------------------------------------
 
     def fileno(self) -> int:
         """The socket's file number."""
@@ -357,7 +366,7 @@ class Session:
             os.close(self._fd)
 
 
-# -- opening -----------------------------------------------------------------------------------------
+# -- opening -------------------------------------------------------------------------------------
 
 
 def open_connection(conninfo: str, params: Mapping[str, Any]) -> Connection:

@@ -42,6 +42,9 @@ LISTENS_AT_ONCE = 200
 #: An attempt to connect that takes longer has failed, whatever keeps it.
 CONNECT_LIMIT = 15.0
 
+#: How soon to try again to send what a full socket did not take, in seconds.
+UNSENT = 0.02
+
 #: A round trip of the setup has this long where probing is off.
 SETUP_LIMIT = 15.0
 
@@ -113,6 +116,7 @@ class Care(Protocol):
     requests_seen: int
 
     def watch(self, link: Link) -> None: ...
+    def look_at(self, link: Link) -> None: ...
     def command(self, run: Callable[[], None]) -> None: ...
     def spawn(self, what: str, run: Callable[[], None]) -> None: ...
     def settled(self) -> None: ...
@@ -162,7 +166,8 @@ class Link:
         self._probe_at: float | None = None
         self._canary_seen = 0.0
         self._canary_asked: float | None = None  # when, while one is on its way
-        self._canary_by: float | None = None  # it has been committed and must arrive by then
+        self._canary_by: float | None = None  # it has been committed and should arrive by then
+        self._doubted = False  # it has not: the next round trip decides between deaf and silent
 
     # -- as a member of the manager --------------------------------------------------------------
 
@@ -207,7 +212,7 @@ class Link:
             self._held.clear()
             self.fail("ended", "more arrived during LISTEN than max_backlog allows")
 
-    # -- as a source of the backlog ------------------------------------------------------------------
+    # -- as a source of the backlog --------------------------------------------------------------
 
     def batched(self) -> Collection[str]:
         return self._reader.events.batched(self)
@@ -218,7 +223,7 @@ class Link:
         gap = Gap(self.database, "overflow", drops.since, drops.until, drops.count, channels)
         self._reader.events.overflowed(self, gap)
 
-    # -- its life -----------------------------------------------------------------------------------------
+    # -- its life --------------------------------------------------------------------------------
 
     def happen(self, event: Event) -> None:
         """Change the state."""
@@ -262,7 +267,7 @@ class Link:
         self.session = session
         self._active, self._foreign, self._held = set(), set(), []
         self._then = self._answer_by = self._probe_at = None
-        self._canary_asked = self._canary_by = None
+        self._canary_asked, self._canary_by, self._doubted = None, None, False
         self._canary_seen = 0.0
         self._reason, self._why = "ended", None
         self._behind_pooler = False
@@ -288,7 +293,7 @@ class Link:
             "%s: %s; attempt %d in %.1f s",
             self.database.name,
             self.last_error,
-            self._backoff.failures + 1,
+            self._backoff.failures,
             delay,
         )
 
@@ -315,7 +320,7 @@ class Link:
         announced = self.state is State.LISTENING
         self.happen(Event.LOST)
         self._then = self._answer_by = self._probe_at = None
-        self._canary_asked = self._canary_by = None
+        self._canary_asked, self._canary_by, self._doubted = None, None, False
         if announced:
             self._missed_since = self._missed_since or self._proof.since
             self._backoff.ended_after(time.monotonic() - self._up_since)
@@ -327,16 +332,21 @@ class Link:
         elif not self._reader.stopping:
             self._retry_later()
 
-    # -- setting up: who answers, guards, LISTEN, canary ------------------------------------------------------
+    # -- setting up: who answers, guards, LISTEN, canary -----------------------------------------
 
-    def _submit(self, sql: str, then: Callable[[list[Result]], None]) -> None:
+    def _submit(self, sql: str, then: Callable[[list[Result]], None], share: float = 1.0) -> None:
         if self.session is None:
             return
         self._then = then
         self._asked = time.monotonic()
         limit = self._settings.probe_timeout if self._settings.probe_interval else SETUP_LIMIT
-        self._answer_by = self._asked + limit
+        self._answer_by = self._asked + limit * share
         self.session.submit(sql)
+        self._check_sent(self.session)
+
+    def _check_sent(self, session: Session) -> None:
+        if session.ended:  # libpq has closed the socket, which will not become readable any more
+            self._reader.look_at(self)
 
     def _answered(self, results: list[Result]) -> None:
         then, self._then, self._answer_by = self._then, None, None
@@ -461,7 +471,7 @@ class Link:
         gap = Gap(self.database, reason, since, max(since, now_utc()), None, channels)
         self._reader.events.gap(self, gap)
 
-    # -- probing -----------------------------------------------------------------------------------------
+    # -- probing ---------------------------------------------------------------------------------
 
     def tick(self, now: float) -> None:
         """Do what is due."""
@@ -470,12 +480,17 @@ class Link:
             self.connect()
         elif self.state is State.CONNECTING and now >= self.connect_by:
             self.refused(ConnectError(f"no connection within {CONNECT_LIMIT:.0f} s"))
+        if self.session is not None and self.session.unsent:
+            self.session.flush()
+            self._check_sent(self.session)
         if self._answer_by is not None and now >= self._answer_by:
             self._answer_by = None
             self.fail("silent", "the server has not answered in time")
         if self._canary_by is not None and now >= self._canary_by:
-            self._canary_by = None
-            self._is_deaf()
+            self._canary_by, self._doubted = None, True
+        if self._doubted and self._then is None:
+            self._doubted = False
+            self._submit(ROUND_TRIP, self._heard_nothing, 0.5)  # the canary had the other half
         if self._probe_at is not None and now >= self._probe_at and self._then is None:
             self._probe_at = None
             self._proof.sent(now_utc())
@@ -495,6 +510,8 @@ class Link:
             due.append(self.retry_at)
         if self.state is State.CONNECTING:
             due.append(self.connect_by)
+        if self.session is not None and self.session.unsent:
+            due.append(now + UNSENT)
         if self.state is State.LISTENING and self._canary_asked is None:
             due.append(self._canary_at)
         if self._then is None:
@@ -538,13 +555,16 @@ class Link:
 
         def mended(_: list[Result]) -> None:
             self._active.update(mend)
+            if PROBE_CHANNEL in mend:  # a canary under way was lost with them: send another
+                self._canary_asked = self._canary_by = None
+                self._canary_seen = 0.0
             if told is None or told:
                 self._tell_gap("unlistened", since, told)
             self.reconcile()
 
         self._submit(listen_sql(mend), mended)
 
-    # -- canaries -----------------------------------------------------------------------------------------
+    # -- canaries --------------------------------------------------------------------------------
 
     @property
     def _canary_at(self) -> float:
@@ -573,7 +593,8 @@ class Link:
         if session is not self.session or self._canary_asked != asked:
             return
         if error is None:
-            self._canary_by = time.monotonic() + self._settings.probe_timeout
+            # An idle half of the time: a round trip at once would fetch it from under a pooler.
+            self._canary_by = time.monotonic() + self._settings.probe_timeout / 2
             return
         self._canary_asked = None
         self.last_error = f"no canary could be sent: {error}"
@@ -588,11 +609,15 @@ class Link:
         self._canary_share = self._reader.rng.uniform(0.8, 0.95)
         self._proof.canary()
         ours = self._canary_asked is not None
-        self._canary_asked = self._canary_by = None
+        self._canary_asked, self._canary_by, self._doubted = None, None, False
         if ours and self.state is State.SYNCING and self._then is None:
             self._synced()
 
-    def _is_deaf(self) -> None:
+    def _heard_nothing(self, _: list[Result]) -> None:
+        """A round trip that was sent long after the canary is answered."""
+        if self._canary_asked is None:
+            self.reconcile()
+            return
         if self._behind_pooler and self._reader.starting:
             self.error = self.error or PoolerError(
                 f"{self.database.name}: LISTEN succeeds, but nothing arrives: a pooler in "
@@ -601,7 +626,7 @@ class Link:
             )
         self.fail("deaf", "it answers, but a canary did not arrive in time")
 
-    # -- the end ------------------------------------------------------------------------------------------
+    # -- the end ---------------------------------------------------------------------------------
 
     def stop(self, *, give_back: bool = False) -> None:
         """Close the session, or leave it to its owner."""
@@ -651,5 +676,3 @@ class Link:
             queue_usage=self.queue_usage,
             last_error=self.last_error,
         )
-
-

@@ -45,6 +45,7 @@ class Reader:
         self.requests = self.requests_seen = 0
         self.links = [Link(database, self, settings) for database in databases]
         self._backlog = backlog
+        backlog.on_wait = self.settled
         self._settings = settings
         self._manager = NotificationManager()
         self._commands: deque[Callable[[], None]] = deque()
@@ -53,7 +54,7 @@ class Reader:
         self._tell_idle = tell_idle
         self._idle_at = float("inf")
 
-    # -- from any thread ---------------------------------------------------------------------------
+    # -- from any thread -------------------------------------------------------------------------
 
     def command(self, run: Callable[[], None]) -> None:
         """Have *run* called on the reader's thread.  Takes no lock."""
@@ -66,14 +67,22 @@ class Reader:
         self._manager.interrupt()
         return self.requests
 
-    def wait_settled(self, links: Collection[Link], request: int, seconds: float) -> None:
-        """Wait until *links* have acknowledged *request*, save those that are not connected."""
-        if all(link.settled >= request for link in links):
-            return
-        with self._changed:
-            self._changed.wait_for(
-                lambda: self.stopping or all(link.settled >= request for link in links), seconds
-            )
+    def wait_settled(
+        self, links: Collection[Link], request: int, seconds: float, *, in_handler: bool
+    ) -> None:
+        """Wait until *links* have acknowledged *request*, save those that are not connected.
+
+        :param in_handler: do not wait for a reader that waits for handlers.
+        """
+
+        def settled() -> bool:
+            if self.stopping or (in_handler and self._backlog.reader_waits):
+                return True
+            return all(link.settled >= request for link in links)
+
+        if not settled():
+            with self._changed:
+                self._changed.wait_for(settled, seconds)
 
     def wait_started(self) -> Exception | None:
         """Wait until every link listens, and return None, or the error that keeps one from it."""
@@ -103,11 +112,15 @@ class Reader:
         """Why a link cannot go on."""
         return next((link.error for link in self.links if link.error is not None), None)
 
-    # -- the reader's thread -----------------------------------------------------------------------
+    # -- the reader's thread ---------------------------------------------------------------------
 
     def watch(self, link: Link) -> None:
         """Watch the session that *link* has adopted."""
         self._manager.connections.add(link)
+
+    def look_at(self, link: Link) -> None:
+        """Drain *link* in the next turn, whatever its socket says."""
+        self._manager.touched(link)
 
     def run(self, borrowed: dict[Database, Session]) -> None:
         """Keep the links up until :meth:`stop`, or until none of them can go on."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from pgsignals import _driver
 from pgsignals._backlog import TURN, Announcement, Backlog, Drops, Lane, Segment
@@ -13,9 +13,6 @@ from pgsignals._types import Notification
 from pgsignals.database import Database
 from pgsignals.errors import ConnectionStateError
 from pgsignals.signals import Call, Channels, OrderedSignal, changes, default
-
-if TYPE_CHECKING:
-    from types import TracebackType  # noqa: F401
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +86,7 @@ class Workers:
         handlers = (worker.handler for worker in self.threads)
         return [describe(handler) for handler in handlers if handler is not None]
 
-    # -- what a worker runs ------------------------------------------------------------------------
+    # -- what a worker runs ----------------------------------------------------------------------
 
     def run(self, worker: Worker) -> None:
         """Run tasks until there will be none."""
@@ -226,7 +223,7 @@ class Workers:
         except BaseException as exc:
             self._fail(link, notifications, handler, exc)
 
-    # -- failures ------------------------------------------------------------------------------------
+    # -- failures --------------------------------------------------------------------------------
 
     def _refused(
         self,

@@ -126,7 +126,7 @@ class Database:
         """True for what :meth:`wrap` made."""
         return self._wrapped
 
-    # -- life --------------------------------------------------------------------------------------
+    # -- life ------------------------------------------------------------------------------------
 
     def open(self) -> Self:
         """Open a session, unless one is open, and return this database.  Blocks.
@@ -229,7 +229,7 @@ class Database:
         """The socket's file number, for ``select`` and its like."""
         return self._open_session("fileno()").fileno()
 
-    # -- LISTEN and NOTIFY -------------------------------------------------------------------------
+    # -- LISTEN and NOTIFY -----------------------------------------------------------------------
 
     def listen(self, *channels: str) -> None:
         """Listen to *channels*: one round trip, all of them or none.
@@ -291,7 +291,7 @@ class Database:
             return host.notify(items)
         return send(self._open_session("notify()"), items)
 
-    # -- arrivals ------------------------------------------------------------------------------------
+    # -- arrivals --------------------------------------------------------------------------------
 
     def wait(self, timeout: float | None = None) -> Iterator[Notification | None]:
         """Iterate over notifications as they arrive.
@@ -364,7 +364,7 @@ class Database:
             if (watcher := ref()) is not None and watcher is not but:
                 watcher.touched(self)
 
-    # -- psycopg -------------------------------------------------------------------------------------
+    # -- psycopg ---------------------------------------------------------------------------------
 
     @property
     def connection(self) -> _driver.Connection:
@@ -381,7 +381,7 @@ class Database:
         """``connection.transaction()``: a block that commits, or rolls back on an exception."""
         return self.connection.transaction()
 
-    # -- while a reactor serves it -----------------------------------------------------------------------
+    # -- while a reactor serves it ---------------------------------------------------------------
 
     def lend(self, host: Host) -> Session | None:
         """Hand the session to a reactor, or None when there is none.
@@ -412,7 +412,7 @@ class Database:
         self._host = None
         self._tell_watchers()
 
-    # -- checks ----------------------------------------------------------------------------------------------
+    # -- checks ----------------------------------------------------------------------------------
 
     def _serving(self) -> Host | None:
         self._birth.check("a Database")

@@ -167,7 +167,7 @@ class NotificationManager:
             self._selector.close()
             self._waker.close()
 
-    # -- what users change -------------------------------------------------------------------
+    # -- what users change -----------------------------------------------------------------------
 
     @property
     def connections(self) -> set[Any]:
@@ -202,7 +202,7 @@ class NotificationManager:
         self._interrupted = True
         self._waker.wake()
 
-    # -- what members tell ---------------------------------------------------------------------
+    # -- what members tell -----------------------------------------------------------------------
 
     def touched(self, member: Any) -> None:
         """*member* was closed or reopened, or has collected something besides the socket.
@@ -282,7 +282,7 @@ class NotificationManager:
             self._bury(member)
         return member, notifications
 
-    # -- the loop's one turn -----------------------------------------------------------------------
+    # -- the loop's one turn ---------------------------------------------------------------------
 
     def collect(self, seconds: float | None) -> None:
         """Wait at most *seconds* for something to arrive or to change, and collect it.
@@ -320,22 +320,23 @@ class NotificationManager:
 
     def _read(self, member: Any) -> tuple[list[Notification], bool]:
         notifications: list[Notification] = []
+        ended = True
         try:
             rest = member.drain()
             notifications = rest if type(rest) is list else list(rest)
-            return notifications, member.closed
+            ended = member.closed
         except Error as exc:
             logger.debug("%r cannot be drained: %s", member, exc)
-        except Exception:  # noqa: BLE001 - whatever ails one connection must not end the loop
+        except Exception:
             logger.warning("%r cannot be drained; it goes to garbage", member, exc_info=True)
-        return notifications, True
+        return notifications, ended
 
     def _bury(self, member: Any) -> None:
         if member in self._connections:
             set.discard(self._connections, member)  # without waking ourselves
             self.garbage.add(member)
 
-    # -- what the selector watches -------------------------------------------------------------------
+    # -- what the selector watches ---------------------------------------------------------------
 
     def _follow_members(self) -> None:
         self._changed = False

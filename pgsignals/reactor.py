@@ -25,7 +25,7 @@ from pgsignals._workers import Workers, current_worker, emit, own_session
 from pgsignals.database import Database, send
 from pgsignals.errors import ClosedError, ConnectionLostError
 from pgsignals.manager import check_timeout
-from pgsignals.signals import ChannelSignal, Channels, F, OrderedSignal, changes, default
+from pgsignals.signals import Channels, ChannelSignal, F, OrderedSignal, changes, default
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class Reactor:
         name: str = "pgsignals",
     ) -> None:
         if not databases:
-            raise TypeError("a Reactor wants at least one database; \"\" means libpq's defaults")
+            raise TypeError('a Reactor wants at least one database; "" means libpq\'s defaults')
         if isinstance(channels, str):
             raise TypeError("channels is an iterable of names: channels=['orders']")
         if overflow not in get_args(Policy):
@@ -135,7 +135,7 @@ class Reactor:
         names = ", ".join(database.name for database in self._databases)
         return f"<{type(self).__name__} {self._settings.name!r}: {names}>"
 
-    # -- handlers ----------------------------------------------------------------------------------
+    # -- handlers --------------------------------------------------------------------------------
 
     def channel(self, name: str) -> ChannelSignal:
         """The blinker signal of channel *name* of this reactor alone."""
@@ -159,7 +159,7 @@ class Reactor:
         if (life := self._life) is not None and not self._birth.elsewhere:
             life.reader.request()
 
-    # -- life --------------------------------------------------------------------------------------
+    # -- life ------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Open every database and LISTEN; return when all of it is acknowledged.  Blocks.
@@ -173,10 +173,13 @@ class Reactor:
         """
         self._check_fork()
         with self._lock:
-            if self._life is not None and not self._life.over:
-                return
-            life = self._life = _Life(self)
-        life.start()
+            life, begins = self._life, self._life is None or self._life.over
+            if life is None or begins:
+                life = self._life = _Life(self)
+        if begins:
+            life.start()
+        else:  # perhaps another thread is starting it
+            life.reader.wait_started()
 
     def stop(self, timeout: float | None = None) -> bool:
         """Stop reading, run the handlers of what has been received, and close the sessions.
@@ -249,7 +252,7 @@ class Reactor:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    # -- LISTEN and NOTIFY ---------------------------------------------------------------------------
+    # -- LISTEN and NOTIFY -----------------------------------------------------------------------
 
     @property
     def databases(self) -> tuple[Database, ...]:
@@ -258,6 +261,7 @@ class Reactor:
 
     def notify(
         self,
+        /,
         *channels: str | tuple[str, str | None],
         database: Database | None = None,
         **pairs: str | None,
@@ -330,7 +334,7 @@ class Reactor:
             databases=tuple(link.status() for link in life.reader.links),
         )
 
-    # -- checks ----------------------------------------------------------------------------------------
+    # -- checks ----------------------------------------------------------------------------------
 
     def _check_fork(self) -> None:
         self._birth.check("a Reactor")
@@ -387,7 +391,7 @@ class _Life:
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._live, name=f"{name}-reader", daemon=True)
 
-    # -- start -----------------------------------------------------------------------------------------
+    # -- start -----------------------------------------------------------------------------------
 
     def start(self) -> None:
         """See :meth:`Reactor.start`."""
@@ -422,7 +426,7 @@ class _Life:
         self.reader.stop()
         self._done.wait()
 
-    # -- stop ------------------------------------------------------------------------------------------
+    # -- stop ------------------------------------------------------------------------------------
 
     def ask_to_stop(self, deadline: float | None) -> None:
         """Begin to stop, or shorten the time that a stop has."""
@@ -461,7 +465,7 @@ class _Life:
             if link.session is not None and not link.session.ended:
                 link.session.forget()
 
-    # -- the reader's thread ---------------------------------------------------------------------------
+    # -- the reader's thread ---------------------------------------------------------------------
 
     def _live(self) -> None:
         try:
@@ -528,7 +532,7 @@ class _Life:
         for database in self._served:
             database.take_back()
 
-    # -- what links tell (Events); on the reader's thread ------------------------------------------------
+    # -- what links tell (Events); on the reader's thread ----------------------------------------
 
     def wanted(self, link: Link) -> set[str]:
         return self.reactor.wanted(link.database)
@@ -568,7 +572,7 @@ class _Life:
 
         self.backlog.announce(None, tell)
 
-    # -- from any thread -----------------------------------------------------------------------------------
+    # -- from any thread -------------------------------------------------------------------------
 
     def link_of(self, database: Database) -> Link:
         """The link of one of our databases."""
@@ -577,7 +581,13 @@ class _Life:
     def acknowledge(self, databases: Collection[Database]) -> None:
         """Wait until what is wanted now is listened to."""
         links = [link for link in self.reader.links if link.database in databases]
-        self.reader.wait_settled(links, self.reader.request(), ACKNOWLEDGED_WITHIN)
+        self._wait_settled(links, self.reader.request())
+
+    def _wait_settled(self, links: list[Link], request: int) -> None:
+        # Under "block" the reader may wait for the very handler that calls: then nobody can
+        # acknowledge anything before it returns.
+        in_handler = current_worker(self.workers) is not None
+        self.reader.wait_settled(links, request, ACKNOWLEDGED_WITHIN, in_handler=in_handler)
 
     def notify(self, database: Database, items: list[tuple[str, str]]) -> int:
         """See :meth:`Reactor.notify`."""
@@ -585,7 +595,7 @@ class _Life:
         if worker is not None and (session := worker.open_transaction(database)) is not None:
             return send(session, items)
         link = self.link_of(database)
-        self.reader.wait_settled([link], self.reader.requests, ACKNOWLEDGED_WITHIN)
+        self._wait_settled([link], self.reader.requests)
         return link.control.notify(items)
 
 
@@ -612,7 +622,7 @@ class _Service:
         return own_session(self._life.workers, self._link.database)
 
 
-# -- the end of the program ------------------------------------------------------------------------------
+# -- the end of the program ----------------------------------------------------------------------
 
 _living: weakref.WeakSet[_Life] = weakref.WeakSet()
 _exiting = False
@@ -635,7 +645,7 @@ def _stop_all() -> None:
 atexit.register(_stop_all)
 
 
-# -- arguments -----------------------------------------------------------------------------------------------
+# -- arguments -----------------------------------------------------------------------------------
 
 
 def _database(given: object) -> Database:
@@ -680,9 +690,7 @@ def _handle_signals(handler: Callable[[int, FrameType | None], object]) -> dict[
     """Handle SIGINT and SIGTERM, and return what handled them before."""
     if threading.current_thread() is not threading.main_thread():
         return {}
-    return {
-        number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    return {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
 
 
 def _never_started(database: Database) -> DatabaseStatus:
@@ -702,5 +710,3 @@ def _never_started(database: Database) -> DatabaseStatus:
         queue_usage=None,
         last_error=None,
     )
-
-
