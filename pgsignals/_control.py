@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from pgsignals._channels import PROBE_CHANNEL
 from pgsignals._driver import Session
 from pgsignals.database import Database, send
 from pgsignals.errors import ClosedError, ConnectionLostError
+
+T = TypeVar("T")
 
 #: Closed after this many seconds without use.
 KEPT = 30.0
@@ -35,13 +39,18 @@ class Control:
         :raises ConnectError: no connection can be made.
         :raises ConnectionLostError: it ended meanwhile; whether the items count is unknown.
         """
-        if not items:
-            return 0
+        return self._run(lambda session: send(session, items)) if items else 0
+
+    def query(self, sql: str) -> list[tuple[Any, ...]]:
+        """The rows of *sql*; blocks and raises as :meth:`notify`."""
+        return self._run(lambda session: session.query(sql))
+
+    def _run(self, statement: Callable[[Session], T]) -> T:
         with self._lock:
             session = self._open_session()
             self._asked = time.monotonic()
             try:
-                return send(session, items)
+                return statement(session)
             except ConnectionLostError:
                 self._drop()
                 raise

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import warnings
 import weakref
@@ -49,6 +50,12 @@ _PATIENCE = 0.01
 _PROBE = PROBE_CHANNEL.encode()
 
 _PSYCOPG_KEYWORDS = {"prepare_threshold", "context", "row_factory", "cursor_factory"}
+
+_REFUSED = re.compile(
+    r"authentication failed|no pg_hba\.conf entry|no password supplied|pg_hba\.conf rejects|"
+    r"(role|database|user) \S+ does not exist|not permitted to log in|"
+    r"permission denied for database"
+)
 
 # Connections of the parent that a forked child must never finish, warn about or reuse.
 _orphans: list[Connection] = []
@@ -369,13 +376,19 @@ class Session:
 # -- opening -------------------------------------------------------------------------------------
 
 
-def open_connection(conninfo: str, params: Mapping[str, Any]) -> Connection:
+def open_connection(
+    conninfo: str, params: Mapping[str, Any], within: float | None = None
+) -> Connection:
     """Connect in autocommit and speak UTF8.  Blocks.
+
+    :param within: seconds for all hosts together; None leaves each its ``connect_timeout``.
 
     :raises ConnectError: with the reason in one line and without secrets.
     :raises EncodingError: the database's encoding has no conversion to UTF8.
     """
     settings = _settings(conninfo, params)
+    if within is not None:
+        settings["connect_timeout"] = _share(settings, within)
     try:
         return _spoken(psycopg.connect(autocommit=True, **settings))
     except (psycopg.Error, OSError) as exc:
@@ -482,11 +495,31 @@ def _spoken(connection: Connection) -> Connection:
     return connection
 
 
+def _share(settings: Mapping[str, Any], within: float) -> int:
+    """What each host may have of the seconds *within*, or less when the user wants less."""
+    hosts = str(settings.get("hostaddr") or settings.get("host") or "").count(",") + 1
+    share = max(2, int(within / hosts))  # libpq takes whole seconds, and less than 2 as 2
+    try:
+        wanted = int(float(settings.get("connect_timeout", share)))
+    except ValueError:
+        return share
+    return min(share, wanted) if wanted > 0 else share
+
+
 def _no_conversion(encoding: str) -> EncodingError:
     return EncodingError(
         f"the database's encoding {encoding} has no conversion to UTF8; "
         "use a database with encoding UTF8"
     )
+
+
+def needs_care(error: Exception) -> bool:
+    """Whether to try again soon would only fail again, and perhaps lock an account.
+
+    libpq gives no SQLSTATE for a refused connection; a server that speaks another language than
+    English is tried again as after any other failure.
+    """
+    return isinstance(error, ConnectError) and _REFUSED.search(str(error)) is not None
 
 
 def _one_line(exc: BaseException) -> str:

@@ -20,7 +20,7 @@ from pgsignals._backlog import Drops
 from pgsignals._backoff import Backoff
 from pgsignals._channels import PROBE_CHANNEL, listen_sql
 from pgsignals._control import Control
-from pgsignals._driver import Result, Session
+from pgsignals._driver import Result, Session, needs_care
 from pgsignals._states import Event, Proof, State, after
 from pgsignals._types import DatabaseStatus, Gap, Notification
 from pgsignals._workers import Plans
@@ -39,7 +39,7 @@ Reason: TypeAlias = Literal["ended", "silent", "deaf"]
 #: LISTENs of one statement: few round trips, and small enough for any socket's buffer.
 LISTENS_AT_ONCE = 200
 
-#: An attempt to connect that takes longer has failed, whatever keeps it.
+#: Seconds for an attempt to connect where probing is off.
 CONNECT_LIMIT = 15.0
 
 #: How soon to try again to send what a full socket did not take, in seconds.
@@ -68,6 +68,19 @@ ROUND_TRIP = (
     "SELECT pg_notification_queue_usage(), pg_is_in_recovery(), (SELECT coalesce(sum(('x' || "
     "substr(encode(sha256(textsend(c)), 'hex'), 1, 15))::bit(60)::bigint), 0) "
     "FROM pg_listening_channels() AS t(c))"
+)
+
+#: Of the queue; the server itself warns from a half on.
+QUEUE_ALARM = 0.25
+
+# A session reads the queue between its transactions, and only as fast as its client reads.
+QUEUE_HOLDERS = (
+    "SELECT format('pid %s (%s, database %s), %s since %s%s', pid, "
+    "coalesce(nullif(application_name, ''), 'no name'), datname, state, state_change, "
+    "coalesce(', waits for ' || wait_event, '')) FROM pg_stat_activity "
+    "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() "
+    "AND (state LIKE 'idle in transaction%' OR wait_event = 'ClientWrite') "
+    "ORDER BY coalesce(xact_start, state_change) LIMIT 3"
 )
 
 
@@ -104,6 +117,8 @@ class Events(Protocol):
     def lost(self, link: Link, reason: Reason, error: ConnectionLostError) -> None: ...
     def gap(self, link: Link, gap: Gap) -> None: ...
     def overflowed(self, link: Link, gap: Gap) -> None: ...
+    def idle(self) -> None: ...
+    def look_at_handlers(self) -> None: ...
 
 
 class Care(Protocol):
@@ -232,19 +247,26 @@ class Link:
     def connect(self) -> None:
         """Begin an attempt, on a thread of its own."""
         self._attempt += 1
-        self.connect_by = time.monotonic() + CONNECT_LIMIT
+        limit = self._connect_limit
+        self.connect_by = time.monotonic() + limit
         attempt = self._attempt
 
         def run() -> None:
             error: Exception | None = None
             session = None
             try:
-                session = Session(self.database.new_connection())
+                session = Session(self.database.new_connection(limit))
             except Exception as exc:  # noqa: BLE001 - whatever a user's connect= raises
                 error = exc
             self._reader.command(lambda: self.opened(attempt, session, error))
 
         self._reader.spawn("connect", run)
+
+    @property
+    def _connect_limit(self) -> float:
+        """An attempt that takes longer has failed, whatever keeps it."""
+        interval = self._settings.probe_interval
+        return CONNECT_LIMIT if interval is None else interval + self._settings.probe_timeout
 
     def opened(self, attempt: int, session: Session | None, error: Exception | None) -> None:
         """The outcome of an attempt."""
@@ -284,10 +306,10 @@ class Link:
         if self._reader.starting or self.database.wrapped:
             self.error = error
             return
-        self._retry_later()
+        self._retry_later(slowly=needs_care(error))
 
-    def _retry_later(self) -> None:
-        delay = self._backoff.next_delay(self._reader.rng)
+    def _retry_later(self, *, slowly: bool = False) -> None:
+        delay = self._backoff.next_delay(self._reader.rng, slowly=slowly)
         self.retry_at = time.monotonic() + delay
         logger.warning(
             "%s: %s; attempt %d in %.1f s",
@@ -479,13 +501,16 @@ class Link:
             self.happen(Event.DUE)
             self.connect()
         elif self.state is State.CONNECTING and now >= self.connect_by:
-            self.refused(ConnectError(f"no connection within {CONNECT_LIMIT:.0f} s"))
+            self.refused(ConnectError(f"no connection within {self._connect_limit:.0f} s"))
         if self.session is not None and self.session.unsent:
             self.session.flush()
             self._check_sent(self.session)
         if self._answer_by is not None and now >= self._answer_by:
             self._answer_by = None
             self.fail("silent", "the server has not answered in time")
+        if self._canary_unsent_at <= now:
+            late = TimeoutError("it could not be sent in time")
+            self._canary_sent(self.session, self._canary_asked or 0.0, late)
         if self._canary_by is not None and now >= self._canary_by:
             self._canary_by, self._doubted = None, True
         if self._doubted and self._then is None:
@@ -505,7 +530,7 @@ class Link:
 
     def next_tick(self, now: float) -> float:
         """When :meth:`tick` has something to do, as ``time.monotonic()``."""
-        due = [now + 3600.0]
+        due = [now + 3600.0, self._canary_unsent_at]
         if self.state is State.WAITING and self.error is None:
             due.append(self.retry_at)
         if self.state is State.CONNECTING:
@@ -526,7 +551,7 @@ class Link:
         now = time.monotonic()
         usage, in_recovery, digest = results[0].rows[0]
         self.probe_seconds = now - self._asked
-        self.queue_usage = float(usage)
+        self._watch_queue(float(usage))
         if in_recovery == "t":
             self.fail("ended", "the server has become a standby")
             return
@@ -536,6 +561,26 @@ class Link:
             self.reconcile()
         else:
             self._submit(LISTENING, self._mend)
+
+    def _watch_queue(self, usage: float) -> None:
+        """Warn of a notification queue that fills: when it is full, every NOTIFY fails."""
+        before, self.queue_usage = self.queue_usage or 0.0, usage
+        if usage >= QUEUE_ALARM and usage > before:
+
+            def run() -> None:
+                try:
+                    holders = self.control.query(QUEUE_HOLDERS)
+                except Exception as exc:  # noqa: BLE001 - as connect()
+                    holders = [(f"unknown: {type(exc).__name__}",)]
+                logger.warning(
+                    "%s: the notification queue is %.0f %% full; when it is full, every NOTIFY "
+                    "fails.  Sessions that may hold it: %s",
+                    self.database.name,
+                    100 * usage,
+                    "; ".join(str(row[0]) for row in holders) or "none found",
+                )
+
+            self._reader.spawn("queue", run)
 
     def _mend(self, results: list[Result]) -> None:
         """Somebody has changed what our session listens to."""
@@ -574,6 +619,13 @@ class Link:
         return self._canary_seen + interval * self._canary_share
 
     _canary_share = 0.9
+
+    @property
+    def _canary_unsent_at(self) -> float:
+        """When one that has been asked for, and not been committed, counts as failed."""
+        if self._canary_asked is None or self._canary_by is not None or self._doubted:
+            return float("inf")
+        return self._canary_asked + self._connect_limit
 
     def _send_canary(self) -> None:
         self._canary_asked = asked = time.monotonic()

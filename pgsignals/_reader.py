@@ -22,11 +22,14 @@ from pgsignals.manager import NotificationManager
 #: How long a session that is given back may take to forget our LISTENs, in seconds.
 GIVING_BACK = 1.0
 
+#: Seconds between two looks for slow handlers.
+LOOK_AT_HANDLERS = 5.0
+
 
 class Reader:
     """Runs the loop of a :class:`~pgsignals.NotificationManager` over its links.
 
-    :param tell_idle: is called every *idle* seconds, on the reader's thread.
+    :param idle: seconds between idle events, None for none.
     """
 
     def __init__(
@@ -36,7 +39,6 @@ class Reader:
         backlog: Backlog,
         settings: Settings,
         idle: float | None,
-        tell_idle: Callable[[], None],
     ) -> None:
         self.events = events
         self.rng = random.Random()
@@ -51,8 +53,8 @@ class Reader:
         self._commands: deque[Callable[[], None]] = deque()
         self._changed = threading.Condition()
         self._idle = idle
-        self._tell_idle = tell_idle
         self._idle_at = float("inf")
+        self._look_at = 0.0
 
     # -- from any thread -------------------------------------------------------------------------
 
@@ -150,11 +152,15 @@ class Reader:
         for link in self.links:
             link.tick(now)
         if now >= self._idle_at:
-            self._tell_idle()
+            self.events.idle()
             self._idle_at = now + (self._idle or 0.0)
+        if now >= self._look_at:
+            self.events.look_at_handlers()
+            self._look_at = now + LOOK_AT_HANDLERS
         if self._commands or self.stopping:
             return 0.0
-        return min(self._idle_at, *(link.next_tick(now) for link in self.links)) - now
+        due = (link.next_tick(now) for link in self.links)
+        return min(self._idle_at, self._look_at, *due) - now
 
     def _deliver(self) -> None:
         """Queue what has been collected, then take up what has ended."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
@@ -17,6 +18,9 @@ from pgsignals.signals import Call, Channels, OrderedSignal, changes, default
 logger = logging.getLogger(__name__)
 
 _current = threading.local()
+
+#: Seconds after which a handler is called slow in a warning.
+SLOW = 10.0
 
 
 class Origin(Protocol):
@@ -86,6 +90,12 @@ class Workers:
         handlers = (worker.handler for worker in self.threads)
         return [describe(handler) for handler in handlers if handler is not None]
 
+    def warn_of_slow(self) -> None:
+        """Name the handlers that have been running for long."""
+        now = time.monotonic()
+        for worker in self.threads:
+            worker.warn_if_slow(now)
+
     # -- what a worker runs ----------------------------------------------------------------------
 
     def run(self, worker: Worker) -> None:
@@ -130,7 +140,7 @@ class Workers:
                 plans = link.plans = Plans()
             plan = plans.get(notification[0]) or self._plan(link, plans, notification[0])
             if (handler := plan.only) is not None:
-                worker.handler = handler
+                worker.handler, worker.at = handler, notification
                 try:
                     handler(database, notification=notification)
                 except BaseException as exc:
@@ -176,11 +186,12 @@ class Workers:
             handler = call.handler()
             if handler is None:
                 continue
-            worker.handler = handler
+            worker.handler, worker.at = handler, notifications
             if call.batch:
                 self._call_batch(link, call, handler, notifications)
             else:
                 for notification in notifications:
+                    worker.at = notification
                     self._call(link, call, handler, notification)
 
     def _call(
@@ -283,7 +294,11 @@ class Worker(threading.Thread):
 
     def __init__(self, workers: Workers, name: str) -> None:
         super().__init__(name=name, daemon=True)
-        self.handler: Callable[..., Any] | None = None
+        self.handler: Callable[..., Any] | None = None  # that runs, and what it was given
+        self.at: object = None
+        self._seen: object = None
+        self._seen_at = 0.0
+        self._warned = False
         self._workers = workers
         self._sessions: dict[Database, _driver.Session] = {}
 
@@ -295,6 +310,23 @@ class Worker(threading.Thread):
             for session in self._sessions.values():
                 session.close()
             del self._workers
+
+    def warn_if_slow(self, now: float) -> None:
+        """Name a handler that has been running the same call for long, once.
+
+        Called by the reader now and then, so that a call costs nothing more than saying who runs.
+        """
+        handler, at = self.handler, self.at
+        if handler is None or at is not self._seen:
+            self._seen, self._seen_at, self._warned = at, now, False
+        elif now - self._seen_at >= SLOW and not self._warned:
+            self._warned = True
+            logger.warning(
+                "handler %s has been running for %.0f s, and holds up what comes after on %s",
+                describe(handler),
+                now - self._seen_at,
+                self.name,
+            )
 
     def serves(self, workers: Workers) -> bool:
         """Whether this is one of *workers*."""

@@ -145,8 +145,11 @@ class Database:
                 self._adopt(self.new_connection())
         return self
 
-    def new_connection(self) -> _driver.Connection:
-        """Another connection to the same database, nobody's yet.  Blocks."""
+    def new_connection(self, within: float | None = None) -> _driver.Connection:
+        """Another connection to the same database, nobody's yet.  Blocks.
+
+        :param within: seconds for all hosts together; a user's ``connect=`` has its own.
+        """
         if self._wrapped:
             raise ConnectionStateError(
                 f"{self.name} wraps a connection and cannot be reopened; "
@@ -154,7 +157,7 @@ class Database:
             )
         if self._connect is not None:
             return _driver.call_connect(self._connect)
-        return _driver.open_connection(self._conninfo, self._params)
+        return _driver.open_connection(self._conninfo, self._params, within)
 
     def sibling_connection(self) -> _driver.Connection:
         """A connection beside the one that is ours, to the same database.  Blocks."""

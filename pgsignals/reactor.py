@@ -373,7 +373,6 @@ class _Life:
             self.backlog,
             reactor._settings,
             reactor._idle_seconds,
-            self.idle,
         )
         self.error: BaseException | None = None
         self.running = False
@@ -571,6 +570,9 @@ class _Life:
             emit(self.reactor.idle, self.reactor)
 
         self.backlog.announce(None, tell)
+
+    def look_at_handlers(self) -> None:
+        self.workers.warn_of_slow()
 
     # -- from any thread -------------------------------------------------------------------------
 
