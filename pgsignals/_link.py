@@ -349,7 +349,7 @@ class Link:
             logger.warning("%s: lost (%s): %s", self.database.name, self._reason, error)
             self._reader.events.lost(self, self._reason, error)
         self.settle()
-        if self._reader.starting or self.database.wrapped:
+        if self._reader.starting or self.database.wrapped or self.error is not None:
             self.error = self.error or error
         elif not self._reader.stopping:
             self._retry_later()
@@ -395,7 +395,9 @@ class Link:
 
     def _set_up(self, results: list[Result]) -> None:
         pid, in_recovery = results[0].rows[0]
-        self._behind_pooler = self.session is not None and int(pid) != self.session.backend_id
+        if self.session is not None and int(pid) != self.session.backend_id:
+            self._behind_pooler = True
+            self.session.backend_id = int(pid)  # the pooler's number would mean nothing to users
         if in_recovery == "t":
             if self._reader.starting:
                 self.error = self._standby()
@@ -473,6 +475,12 @@ class Link:
         self._up_since = now
         if session is not None:
             self.database.renew(session)
+        if self._behind_pooler:
+            logger.warning(
+                "%s: a pooler stands before the server; it lets notifications through, so it "
+                "pools sessions, each of which this listener keeps for itself",
+                self.database.name,
+            )
         logger.info("%s: listening, backend %s", self.database.name, self.database.backend_id)
         self._reader.events.connected(self, resumed)
         if resumed:
