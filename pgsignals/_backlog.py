@@ -9,6 +9,7 @@ then lets them go on.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -67,6 +68,39 @@ class Segment:
         self.received = received
 
 
+class Arrival:
+    """What was put at once: its segments, and the order over them where there are several."""
+
+    __slots__ = ("_order", "_segments")
+
+    def __init__(self, segments: list[Segment], notifications: list[Notification]) -> None:
+        self._segments = {segment.channel: segment for segment in segments}
+        self._order = deque(notifications if len(segments) > 1 else ())
+
+    def oldest(self) -> tuple[Segment, int] | None:
+        """The segment with the oldest notification that waits, and for how many that holds."""
+        if not self._order:
+            segment = next(iter(self._segments.values()))
+            return (segment, len(segment.notifications)) if segment.notifications else None
+        while self._order:
+            first = self._order[0]
+            segment = self._segments.get(first.channel) or self._segments[None]
+            if segment.notifications and segment.notifications[0] is first:
+                return segment, 1
+            self._order.popleft()  # it has been taken
+        return None
+
+    @property
+    def waits(self) -> bool:
+        """Whether anything of it waits."""
+        return any(segment.notifications for segment in self._segments.values())
+
+    def clear(self) -> None:
+        """Give it up."""
+        for segment in self._segments.values():
+            segment.notifications.clear()
+
+
 class Announcement:
     """A barrier; *run* is called on a worker when every lane it stands in has come to it."""
 
@@ -123,7 +157,7 @@ class Backlog:
         self._parallel = parallel
         self._lanes: dict[tuple[Source | None, str | None], Lane] = {}
         self._ready: deque[Lane | Announcement] = deque()
-        self._arrivals: deque[Segment] = deque()
+        self._arrivals: deque[Arrival] = deque()
         self._announced: dict[Source | None, list[Announcement]] = {}
         self._drops: dict[Source, Drops] = {}
         self._work = threading.Condition(self.lock)
@@ -149,10 +183,11 @@ class Backlog:
                 notifications = self._coalesced(source, notifications)
             while notifications:
                 part, notifications = self._fitting(notifications)
-                for segment in self._segments(source, part, since, received):
+                segments = self._segments(source, part, since, received)
+                self._arrivals.append(Arrival(segments, part))
+                for segment in segments:
                     lane = self._lane(source, segment.channel)
                     lane.items.append(segment)
-                    self._arrivals.append(segment)
                     self._advance(lane)
                 self.waiting += len(part)
             if self.waiting > self._limit and not (self._blocking or self._unbounded):
@@ -181,7 +216,7 @@ class Backlog:
 
     def _segments(
         self, source: Source, notifications: list[Notification], since: datetime, received: datetime
-    ) -> Iterable[Segment]:
+    ) -> list[Segment]:
         batched = source.batched()
         if not batched and not self._parallel:
             return [Segment(source, None, notifications, since, received)]
@@ -196,11 +231,10 @@ class Backlog:
 
     def _drop(self, count: int) -> None:
         while count:
-            segment = self._arrivals[0]
-            given_up = min(count, len(segment.notifications))
-            if not given_up:
+            if (oldest := self._arrivals[0].oldest()) is None:
                 self._arrivals.popleft()
                 continue
+            segment, given_up = oldest[0], min(count, oldest[1])
             source = segment.source
             drops = self._drops.get(source)
             if drops is None:
@@ -230,10 +264,10 @@ class Backlog:
     def _prune(self) -> None:
         """Forget arrivals that have been taken; now and then also behind one that has not."""
         arrivals = self._arrivals
-        while arrivals and not arrivals[0].notifications:
+        while arrivals and not arrivals[0].waits:
             arrivals.popleft()
         if len(arrivals) > 2 * self.waiting + 64:
-            self._arrivals = deque(segment for segment in arrivals if segment.notifications)
+            self._arrivals = deque(arrival for arrival in arrivals if arrival.waits)
 
     # -- announcements ---------------------------------------------------------------------------
 
@@ -410,12 +444,14 @@ class Backlog:
                     self._work.notify_all()
 
     def _finish(self, announcement: Announcement) -> None:
-        announced = self._announced[announcement.source]
-        announced.remove(announcement)
+        announced = self._announced.get(announcement.source, [])
+        with contextlib.suppress(ValueError):  # given up meanwhile
+            announced.remove(announcement)
         if not announced:
-            del self._announced[announcement.source]
+            self._announced.pop(announcement.source, None)
         for lane in announcement.lanes:
-            lane.items.remove(announcement)  # the first, or next to it
+            with contextlib.suppress(ValueError):
+                lane.items.remove(announcement)  # the first, or next to it
             if lane.at is announcement:
                 lane.at = None
             self._advance(lane)
@@ -464,7 +500,12 @@ class Backlog:
         """Throw away what waits, and return how many notifications that were."""
         with self.lock:
             left, self.waiting = self.waiting, 0
+            for arrival in self._arrivals:
+                arrival.clear()
+            for lane in self._lanes.values():
+                lane.items.clear()
             self._ready.clear()
             self._lanes.clear()
             self._arrivals.clear()
+            self._announced.clear()
             return left

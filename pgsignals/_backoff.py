@@ -30,12 +30,12 @@ class Backoff:
         """Seconds to wait before the next attempt.
 
         :param slowly: the failure will not mend itself soon (a wrong password), and trying again
-            may lock an account: wait a little more than the longest.
+            may lock an account: wait the longest.
         """
         bound = min(self._longest, self._first * 2.0 ** min(self._failures, 60))
         self._failures += 1
         if slowly:
-            return rng.uniform(self._longest, 1.1 * self._longest)
+            return self._longest
         return rng.uniform(min(self._first, bound) / 10, bound)
 
     def ended_after(self, seconds_up: float) -> None:

@@ -27,6 +27,7 @@ def check_channel(name: object) -> str:
     """
     if not isinstance(name, str):
         raise TypeError(f"a channel name is a str, not {type(name).__name__}")
+    name = str.__str__(name)  # of an enumeration's member, its characters
     if not name:
         raise ChannelNameError(
             f"a channel name must not be empty (0 bytes; 1 to {MAX_CHANNEL_BYTES} are allowed)"
@@ -41,7 +42,7 @@ def check_channel(name: object) -> str:
             f"channel name {name!a} has {size} bytes in UTF-8, over PostgreSQL's limit of "
             f"{MAX_CHANNEL_BYTES}; shorten it, or hash its tail"
         )
-    return str(name)
+    return name
 
 
 def check_payload(payload: object, channel: str) -> str:
@@ -57,13 +58,14 @@ def check_payload(payload: object, channel: str) -> str:
         raise TypeError(
             f"the payload for channel {channel!r} is a str or None, not {type(payload).__name__}"
         )
+    payload = str.__str__(payload)
     size = len(_encode(payload, f"the payload for channel {channel!r}", PayloadError))
     if size > MAX_PAYLOAD_BYTES:
         raise PayloadError(
             f"the payload for channel {channel!r} has {size} bytes in UTF-8, over PostgreSQL's "
             f"limit of {MAX_PAYLOAD_BYTES}; store it in a table and notify its key"
         )
-    return str(payload)
+    return payload
 
 
 def _encode(text: str, what: str, error: type[ChannelNameError | PayloadError]) -> bytes:

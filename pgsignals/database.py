@@ -328,6 +328,8 @@ class Database:
                 if not arrived:
                     break
                 yield arrived.popleft()
+            if arrived:  # a statement in the body has collected more
+                manager.touched(self)
 
     def drain(self) -> list[Notification]:
         """What has arrived, without waiting: what came along with statements, then what the
@@ -353,7 +355,8 @@ class Database:
         """Have ``watcher.touched(self)`` called when this database is closed or opened or has
         collected something besides the socket.  Held weakly; for managers."""
         with self._lock:
-            self._watchers = (*self._watchers, weakref.ref(watcher))
+            alive = (ref for ref in self._watchers if ref() is not None)
+            self._watchers = (*alive, weakref.ref(watcher))
 
     def remove_watcher(self, watcher: Any) -> None:
         """Take back :meth:`add_watcher`."""

@@ -7,7 +7,7 @@ import math
 import numbers
 import selectors
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal
 from typing import Any, Protocol, TypeAlias
@@ -53,10 +53,18 @@ def check_timeout(value: object) -> Any:
         return None
     if isinstance(value, bool) or not isinstance(value, (numbers.Real, Decimal)):
         raise TypeError(f"a timeout is None or a number of seconds, not {type(value).__name__}")
-    seconds = float(value)
+    seconds = as_seconds(value)
     if math.isnan(seconds) or seconds < 0:
         raise ValueError(f"a timeout must be None or at least 0 seconds, not {value}")
     return value
+
+
+def as_seconds(timeout: Any) -> float:
+    """A number of any kind as a float; one that is too large for it is infinite."""
+    try:
+        return float(timeout)
+    except OverflowError:
+        return math.inf if timeout > 0 else -math.inf
 
 
 class _Members(set[Any]):
@@ -157,7 +165,8 @@ class NotificationManager:
         self._silent: set[Any] = set()  # members that cannot tell us of what a statement collected
         self._changed = True
         self._touched: deque[Any] = deque()
-        self._pairs: deque[tuple[Any, list[Notification], bool]] = deque()
+        self._pairs: OrderedDict[Any, list[Notification]] = OrderedDict()
+        self._ending: set[Any] = set()  # those that go to garbage with their pair
         self._interrupted = False
         self._since: float | None = None  # start of the interval that an idle event ends
         self._looked = False  # at the wire, since an idle event is due or a poll began
@@ -244,7 +253,7 @@ class NotificationManager:
         due = self._interrupted
         seconds = None
         if not due and timeout is not None and self._since is not None:
-            seconds = float(timeout) - (time.monotonic() - self._since)
+            seconds = as_seconds(timeout) - (time.monotonic() - self._since)
             due = seconds <= 0
         if due and self._looked:
             self._interrupted = False
@@ -257,15 +266,13 @@ class NotificationManager:
         """Collect all that is there; a flood comes in shares."""
         self.collect(0)
         self._looked = True
-        for index, (member, notifications, ended) in enumerate(tuple(self._pairs)):
-            more, shares = notifications, 0
-            while more and not ended and shares < _POLL_SHARES:
-                more, ended = self._read(member)
-                notifications += more
-                shares += 1
-            if ended:
-                self._unwatch(member)
-            self._pairs[index] = (member, notifications, ended)
+        for member, notifications in self._pairs.items():
+            before, shares = 0, 0
+            while len(notifications) > before and shares < _POLL_SHARES:
+                if member in self._ending:
+                    break
+                before, shares = len(notifications), shares + 1
+                self._drain(member)
 
     @property
     def has_pairs(self) -> bool:
@@ -277,8 +284,11 @@ class NotificationManager:
 
         :raises IndexError: there is none.
         """
-        member, notifications, ended = self._pairs.popleft()
-        if ended:
+        if not self._pairs:
+            raise IndexError("nothing has been collected")
+        member, notifications = self._pairs.popitem(last=False)
+        if member in self._ending:
+            self._ending.remove(member)
             self._bury(member)
         return member, notifications
 
@@ -313,8 +323,12 @@ class NotificationManager:
         notifications, ended = self._read(member)
         if ended:
             self._unwatch(member)
-        if notifications:
-            self._pairs.append((member, notifications, ended))
+        if member in self._pairs:
+            self._pairs[member] += notifications
+        elif notifications:
+            self._pairs[member] = notifications
+        if ended and member in self._pairs:
+            self._ending.add(member)
         elif ended:
             self._bury(member)
 

@@ -24,7 +24,7 @@ from pgsignals._types import DatabaseStatus, Gap, Status
 from pgsignals._workers import Workers, current_worker, emit, own_session
 from pgsignals.database import Database, send
 from pgsignals.errors import ClosedError, ConnectionLostError
-from pgsignals.manager import check_timeout
+from pgsignals.manager import as_seconds, check_timeout
 from pgsignals.signals import Channels, ChannelSignal, F, OrderedSignal, changes, default
 
 logger = logging.getLogger(__name__)
@@ -198,7 +198,7 @@ class Reactor:
         if self._birth.elsewhere:
             life.forget()
             return True
-        return life.stop(None if seconds is None else time.monotonic() + float(seconds))
+        return life.stop(None if seconds is None else time.monotonic() + as_seconds(seconds))
 
     def run(self, stop_timeout: float | None = 10.0) -> None:
         """Run in the foreground until it is stopped.
@@ -220,7 +220,9 @@ class Reactor:
             life.when_over(lambda: wishes.put(False))
             seconds = stop_timeout
             while wishes.get():
-                life.ask_to_stop(None if seconds is None else time.monotonic() + seconds)
+                life.ask_to_stop(
+                    None if seconds is None else time.monotonic() + as_seconds(seconds)
+                )
                 seconds = 0.0
         finally:
             for number, handler in before.items():
@@ -237,7 +239,7 @@ class Reactor:
         self._check_fork()
         seconds = check_timeout(timeout)
         life = self._life
-        return life is None or life.join(None if seconds is None else float(seconds))
+        return life is None or life.join(None if seconds is None else as_seconds(seconds))
 
     @property
     def running(self) -> bool:
@@ -447,7 +449,7 @@ class _Life:
 
     def join(self, seconds: float | None) -> bool:
         """See :meth:`Reactor.join`."""
-        return self._done.wait(seconds)
+        return self._done.wait(None if seconds is None else min(seconds, threading.TIMEOUT_MAX))
 
     def when_over(self, call: Callable[[], None]) -> None:
         """Have *call* called at the end, or now."""
