@@ -95,6 +95,7 @@ class Session:
         self.farewell = ""
         self.canaries = 0
         self.unsent = False
+        self.broken: psycopg.Error | None = None  # what a statement met that could not be sent
         self.answers: deque[list[Result]] = deque()
         self._arrived: deque[Notification] = deque()
         self._on_arrival: weakref.WeakMethod[Callable[[], None]] | None = None
@@ -217,6 +218,9 @@ class Session:
             try:
                 consume()
             except psycopg.OperationalError as exc:
+                if self._submitted:
+                    with contextlib.suppress(psycopg.OperationalError):
+                        self._take_results()  # the server's farewell is among them
                 self._end(exc)
             before = len(fresh)
             while (notify := notifies()) is not None:
@@ -235,6 +239,8 @@ class Session:
                 continue  # what followed the answer in the same packet is still in the buffer
             if self.ended or len(fresh) == before:
                 break
+        if self.broken is not None and not self.ended:
+            self._end(self.broken)
 
     def _end(self, exc: psycopg.Error) -> None:
         self.ended = True
@@ -255,7 +261,7 @@ class Session:
             cursor = psycopg.Cursor(self.connection, row_factory=psycopg.rows.tuple_row)
             cursor.execute(self._encode(sql), params, prepare=False)
             return cursor.fetchall() if cursor.description else []
-        except psycopg.OperationalError as exc:
+        except psycopg.Error as exc:  # a DataError, too, may have ended it
             if not self.connection.closed:
                 raise
             self._end(exc)
@@ -289,7 +295,7 @@ class Session:
             self.pgconn.send_query(self._encode(sql))
             self._submitted = True
         except psycopg.OperationalError as exc:
-            self._end(exc)
+            self.broken = exc  # read() takes what is left, perhaps the reason, and ends it
         else:
             self.flush()
 
@@ -298,7 +304,7 @@ class Session:
         try:
             self.unsent = self.pgconn.flush() == 1
         except psycopg.OperationalError as exc:
-            self._end(exc)
+            self.broken = exc
 
     @property
     def busy(self) -> bool:
@@ -329,6 +335,9 @@ class Session:
             return Result(None, "", rows)
         sqlstate = result.error_field(pq.DiagnosticField.SQLSTATE) or b"XX000"
         message = result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or b"no reason given"
+        severity = result.error_field(pq.DiagnosticField.SEVERITY_NONLOCALIZED)
+        if severity in (b"FATAL", b"PANIC"):  # a farewell, where an answer was expected
+            self.sqlstate, self.farewell = sqlstate.decode(), self._text(message)
         return Result(sqlstate.decode(), self._text(message), [])
 
     # -- the end ---------------------------------------------------------------------------------
@@ -369,6 +378,7 @@ class Session:
         """In a forked child: drop the socket without a word to the server."""
         self.ended = True
         _orphans.append(self.connection)
+        self.connection._pool = None  # psycopg warns of open connections, save those of a pool
         with contextlib.suppress(OSError):
             os.close(self._fd)
 
@@ -484,14 +494,15 @@ def _spoken(connection: Connection) -> Connection:
     A UTF8 client of an SQL_ASCII database loses its session to the first payload that is not
     UTF-8; an SQL_ASCII client is handed the bytes.
     """
-    server = connection.info.parameter_status("server_encoding")
-    wanted = "SQL_ASCII" if server == "SQL_ASCII" else "UTF8"
-    if server == "MULE_INTERNAL":
+    pgconn = connection.pgconn
+    server = pgconn.parameter_status(b"server_encoding")
+    wanted = b"SQL_ASCII" if server == b"SQL_ASCII" else b"UTF8"
+    if server == b"MULE_INTERNAL":
         connection.close()
-        raise _no_conversion(server)
-    idle = connection.pgconn.transaction_status == pq.TransactionStatus.IDLE
-    if connection.info.parameter_status("client_encoding") != wanted and idle:
-        connection.pgconn.exec_(b"SET client_encoding TO " + wanted.encode())
+        raise _no_conversion("MULE_INTERNAL")
+    idle = pgconn.transaction_status == pq.TransactionStatus.IDLE
+    if pgconn.parameter_status(b"client_encoding") != wanted and idle:
+        pgconn.exec_(b"SET client_encoding TO " + wanted)
     return connection
 
 

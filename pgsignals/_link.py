@@ -367,7 +367,7 @@ class Link:
         self._check_sent(self.session)
 
     def _check_sent(self, session: Session) -> None:
-        if session.ended:  # libpq has closed the socket, which will not become readable any more
+        if session.broken:  # libpq has closed the socket, which will not become readable any more
             self._reader.look_at(self)
 
     def _answered(self, results: list[Result]) -> None:

@@ -52,6 +52,7 @@ class Reader:
         self._manager = NotificationManager()
         self._commands: deque[Callable[[], None]] = deque()
         self._changed = threading.Condition()
+        self._over = False
         self._idle = idle
         self._idle_at = float("inf")
         self._look_at = 0.0
@@ -62,6 +63,8 @@ class Reader:
         """Have *run* called on the reader's thread.  Takes no lock."""
         self._commands.append(run)
         self._manager.interrupt()
+        if self._over:
+            self._obey()
 
     def request(self) -> int:
         """What is wanted has changed: the number to wait for.  Takes no lock."""
@@ -137,8 +140,7 @@ class Reader:
             self._turn()
 
     def _turn(self) -> None:
-        while self._commands:
-            self._commands.popleft()()
+        self._obey()
         if self.requests_seen != self.requests:
             self.requests_seen = self.requests
             for link in self.links:
@@ -146,6 +148,10 @@ class Reader:
         self._manager.collect(self._tick(time.monotonic()))
         self._deliver()
         self._look()
+
+    def _obey(self) -> None:
+        while self._commands:
+            self._commands.popleft()()
 
     def _tick(self, now: float) -> float:
         """Do what is due, and say for how many seconds nothing is."""
@@ -201,3 +207,10 @@ class Reader:
             self._deliver()
         for link in self.links:
             link.stop(give_back=link in staying and not link.waits_for_answer)
+
+    def close(self) -> None:
+        """Close what handlers could still use; a session that comes too late is closed, too."""
+        self._over = True
+        self._obey()
+        for link in self.links:
+            link.control.close()

@@ -7,11 +7,13 @@ import math
 import numbers
 import selectors
 import time
+import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal
 from typing import Any, Protocol, TypeAlias
 
+from pgsignals._fork import Birth
 from pgsignals._types import Notification
 from pgsignals._waker import Waker
 from pgsignals.errors import Error
@@ -71,11 +73,12 @@ class _Members(set[Any]):
     """A real set that tells its manager of every change, from whatever thread."""
 
     def __init__(self, changed: Callable[[], None], members: Iterable[object]) -> None:
-        self._changed = changed
+        self._changed = weakref.WeakMethod(changed)  # no cycle: files are given back at once
         super().__init__(_check_member(member) for member in members)
 
     def _then(self, result: Any = None) -> Any:
-        self._changed()
+        if (changed := self._changed()) is not None:
+            changed()
         return result
 
     def add(self, member: Any) -> None:
@@ -153,6 +156,7 @@ class NotificationManager:
     """
 
     def __init__(self, *databases: Any, timeout: float | None = None) -> None:
+        self._birth = Birth()
         self._timeout = check_timeout(timeout)
         self._connections = _Members(self._members_changed, databases)
         self.garbage: set[Any] = set()
@@ -200,7 +204,7 @@ class NotificationManager:
         :param seconds: as the constructor's ``timeout``.
         """
         self._timeout = check_timeout(seconds)
-        self._waker.wake()
+        self._wake()
 
     def interrupt(self) -> None:
         """Ask for one idle event, after what has been collected.
@@ -209,7 +213,7 @@ class NotificationManager:
         nobody iterates, and several that nobody has seen may become one.
         """
         self._interrupted = True
-        self._waker.wake()
+        self._wake()
 
     # -- what members tell -----------------------------------------------------------------------
 
@@ -219,11 +223,15 @@ class NotificationManager:
         Called by databases, from any thread.
         """
         self._touched.append(member)
-        self._waker.wake()
+        self._wake()
 
     def _members_changed(self) -> None:
         self._changed = True
-        self._waker.wake()
+        self._wake()
+
+    def _wake(self) -> None:
+        if not self._birth.elsewhere:  # a forked child shares the sockets
+            self._waker.wake()
 
     # -- the iterator ----------------------------------------------------------------------------
 
@@ -231,6 +239,7 @@ class NotificationManager:
         return self
 
     def __next__(self) -> Pair | None:
+        self._birth.check("a NotificationManager")
         if self._since is None:
             self._since = time.monotonic()
         while True:

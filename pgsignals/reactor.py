@@ -23,7 +23,7 @@ from pgsignals._reader import Reader
 from pgsignals._types import DatabaseStatus, Gap, Status
 from pgsignals._workers import Workers, current_worker, emit, own_session
 from pgsignals.database import Database, send
-from pgsignals.errors import ClosedError, ConnectionLostError
+from pgsignals.errors import ClosedError, ConnectionLostError, ConnectionStateError
 from pgsignals.manager import as_seconds, check_timeout
 from pgsignals.signals import Channels, ChannelSignal, F, OrderedSignal, changes, default
 
@@ -173,13 +173,16 @@ class Reactor:
         """
         self._check_fork()
         with self._lock:
-            life, begins = self._life, self._life is None or self._life.over
-            if life is None or begins:
+            before, life = self._life, self._life
+            if life is None or life.over:
                 life = self._life = _Life(self)
-        if begins:
+        if life is not before:
             life.start()
-        else:  # perhaps another thread is starting it
-            life.reader.wait_started()
+        elif life.reader.wait_started() is None and life.reader.stopping:
+            if life.is_current:
+                raise ConnectionStateError("start(): a stop of this reactor is under way")
+            life.join(None)
+            self.start()
 
     def stop(self, timeout: float | None = None) -> bool:
         """Stop reading, run the handlers of what has been received, and close the sessions.
@@ -231,7 +234,7 @@ class Reactor:
             raise life.error
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait until it has ended.
+        """Wait until it has ended; from a handler it does not wait.
 
         :param timeout: seconds; None for no limit.
         :returns: False when the time ran out.
@@ -443,12 +446,21 @@ class _Life:
     def stop(self, deadline: float | None) -> bool:
         """See :meth:`Reactor.stop`."""
         self.ask_to_stop(deadline)
-        if current_worker(self.workers) is None:
+        if not self.is_current:
             self._done.wait()
         return self._clean
 
+    @property
+    def is_current(self) -> bool:
+        """Whether the calling thread is one of ours, which cannot wait for its own end."""
+        return (
+            threading.current_thread() is self._thread or current_worker(self.workers) is not None
+        )
+
     def join(self, seconds: float | None) -> bool:
         """See :meth:`Reactor.join`."""
+        if self.is_current:
+            return self.over
         return self._done.wait(None if seconds is None else min(seconds, threading.TIMEOUT_MAX))
 
     def when_over(self, call: Callable[[], None]) -> None:
@@ -497,8 +509,7 @@ class _Life:
         if not drained:
             self._clean = False
             self._warn()
-        for link in self.reader.links:
-            link.control.close()
+        self.reader.close()
         self._take_back()
         self.running, self.over = False, True
         _living.discard(self)

@@ -8,6 +8,7 @@ behaves as in blinker.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import threading
@@ -17,7 +18,7 @@ from inspect import iscoroutinefunction
 from typing import Any, NamedTuple, TypeVar
 
 import blinker
-from blinker._utilities import make_id
+from blinker._utilities import make_id, make_ref
 
 from pgsignals._channels import check_channel
 
@@ -80,11 +81,44 @@ class OrderedSignal(blinker.Signal):
 
     def connect_with(self, receiver: F, sender: Any, weak: bool, options: Options) -> F:
         """:meth:`connect` with *options*, which replace those of an earlier one."""
-        with self._lock:
-            self._options[make_id(receiver)] = options
-            super().connect(receiver, sender, weak)
+        receiver_id = make_id(receiver)
+        sender_id = _ANY_ID if sender is blinker.ANY else make_id(sender)
+        reference: Any = receiver
+        if weak:
+            reference = make_ref(receiver, self._make_cleanup_receiver(receiver_id))
+        with self._lock:  # what blinker's connect does, without users' code under the lock
+            if not self._by_receiver.get(receiver_id):
+                self.receivers.pop(receiver_id, None)  # it comes last, as a new one
+            self.receivers[receiver_id] = reference
+            self._options[receiver_id] = options
+            self._by_sender[sender_id].add(receiver_id)
+            self._by_receiver[receiver_id].add(sender_id)
+            if sender is not blinker.ANY and sender_id not in self._weak_senders:
+                with contextlib.suppress(TypeError):
+                    cleanup = self._make_cleanup_sender(sender_id)
+                    self._weak_senders[sender_id] = make_ref(sender, cleanup)
         self._changed()
+        self._tell_connected(receiver, sender, weak)
         return receiver
+
+    def _tell_connected(self, receiver: Any, sender: Any, weak: bool) -> None:
+        if "receiver_connected" not in self.__dict__ or not self.receiver_connected.receivers:
+            return
+        try:
+            self.receiver_connected.send(self, receiver=receiver, sender=sender, weak=weak)
+        except TypeError:  # as blinker does
+            self.disconnect(receiver, sender)
+            raise
+
+    def _make_cleanup_sender(self, sender_id: Hashable) -> Callable[[weakref.ref[Any]], None]:
+        cleanup = super()._make_cleanup_sender(sender_id)
+
+        def locked(ref: weakref.ref[Any]) -> None:
+            with self._lock:
+                cleanup(ref)
+            self._changed()
+
+        return locked
 
     def _disconnect(self, receiver_id: Hashable, sender_id: Hashable) -> None:
         with self._lock:
