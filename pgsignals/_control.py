@@ -31,6 +31,7 @@ class Control:
         self._session: Session | None = None
         self._used = 0.0
         self._asked: float | None = None
+        self._doubted = False
         self._closed = False
 
     def notify(self, items: list[tuple[str, str]]) -> int:
@@ -64,9 +65,10 @@ class Control:
     def _open_session(self) -> Session:
         if (session := self._session) is not None:
             session.read()  # it may have ended while nobody used it
-            if not session.ended:
+            if not session.ended and not self._doubted:
                 return session
             self._drop()
+        self._doubted = False
         session = Session(self._database.sibling_connection())
         if self._closed:
             session.close()
@@ -90,6 +92,10 @@ class Control:
         """Make the thread that waits for an answer give up."""
         if (session := self._session) is not None:
             session.shutdown()
+
+    def doubt(self) -> None:
+        """The listening session has ended: ours may have, too, and without a word."""
+        self._doubted = True
 
     def expires(self) -> float | None:
         """When it is to be closed for want of use, as ``time.monotonic()``; None without one."""

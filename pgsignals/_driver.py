@@ -235,6 +235,8 @@ class Session:
                         ),
                     )
                 )
+            if self.farewell and not self.ended:
+                self.ended = True  # the server has said so; the end of the stream only follows
             if self._submitted and not self.ended and self._take_results():
                 continue  # what followed the answer in the same packet is still in the buffer
             if self.ended or len(fresh) == before:

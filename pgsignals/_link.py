@@ -155,7 +155,7 @@ class Link:
         self.settled = 0  # the request up to which LISTENs are acknowledged
         self.retry_at = self.connect_by = 0.0
         self.received = self.dispatched = self.dropped = self.failed = 0
-        self.gaps = self.reconnects = 0
+        self.gaps = self.reconnects = self.losses = 0
         self.last_received: float | None = None
         self.probe_seconds: float | None = None
         self.queue_usage: float | None = None
@@ -306,15 +306,15 @@ class Link:
         if self._reader.starting or self.database.wrapped:
             self.error = error
             return
-        self._retry_later(slowly=needs_care(error))
+        self._retry_later(self.last_error, slowly=needs_care(error))
 
-    def _retry_later(self, *, slowly: bool = False) -> None:
+    def _retry_later(self, why: str, *, slowly: bool = False) -> None:
         delay = self._backoff.next_delay(self._reader.rng, slowly=slowly)
         self.retry_at = time.monotonic() + delay
         logger.warning(
             "%s: %s; attempt %d in %.1f s",
             self.database.name,
-            self.last_error,
+            why,
             self._backoff.failures,
             delay,
         )
@@ -331,6 +331,8 @@ class Link:
         if session is None:
             return
         self.session = None
+        self.losses += 1
+        self.control.doubt()
         session.close()
         error = session.lost()
         if self._why is not None:
@@ -346,13 +348,12 @@ class Link:
         if announced:
             self._missed_since = self._missed_since or self._proof.since
             self._backoff.ended_after(time.monotonic() - self._up_since)
-            logger.warning("%s: lost (%s): %s", self.database.name, self._reason, error)
             self._reader.events.lost(self, self._reason, error)
         self.settle()
         if self._reader.starting or self.database.wrapped or self.error is not None:
             self.error = self.error or error
         elif not self._reader.stopping:
-            self._retry_later()
+            self._retry_later(f"lost ({self._reason}): {error}")
 
     # -- setting up: who answers, guards, LISTEN, canary -----------------------------------------
 

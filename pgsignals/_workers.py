@@ -178,21 +178,18 @@ class Workers:
     ) -> None:
         seen = changes.count
         for call in plan.calls:
-            # As blinker does: one that was disconnected meanwhile is not called any more.
-            if changes.count != seen and not call.signal.still_calls(
-                call.receiver_id, link.database
-            ):
-                continue
-            handler = call.handler()
-            if handler is None:
-                continue
-            worker.handler, worker.at = handler, notifications
-            if call.batch:
-                self._call_batch(link, call, handler, notifications)
-            else:
-                for notification in notifications:
-                    worker.at = notification
-                    self._call(link, call, handler, notification)
+            parts: list[Any] = [notifications] if call.batch else notifications
+            for part in parts:
+                # As blinker does: one that was disconnected meanwhile is not called any more.
+                if changes.count != seen and not call.still_calls(link.database):
+                    break
+                if (handler := call.handler()) is None:
+                    break
+                worker.handler, worker.at = handler, part
+                if call.batch:
+                    self._call_batch(link, call, handler, part)
+                else:
+                    self._call(link, call, handler, part)
 
     def _call(
         self, link: Origin, call: Call, handler: Callable[..., Any], notification: Notification
@@ -300,14 +297,14 @@ class Worker(threading.Thread):
         self._seen_at = 0.0
         self._warned = False
         self._workers = workers
-        self._sessions: dict[Database, _driver.Session] = {}
+        self._sessions: dict[Database, tuple[_driver.Session, int]] = {}
 
     def run(self) -> None:
         _current.worker = self
         try:
             self._workers.run(self)
         finally:
-            for session in self._sessions.values():
+            for session, _ in self._sessions.values():
                 session.close()
             del self._workers
 
@@ -332,17 +329,25 @@ class Worker(threading.Thread):
         """Whether this is one of *workers*."""
         return getattr(self, "_workers", None) is workers
 
-    def session_for(self, database: Database) -> _driver.Session:
-        """This worker's own session with *database*, opened on first use.  Blocks."""
-        session = self._sessions.get(database)
-        if session is None or session.connection.closed:
-            session = _driver.Session(database.sibling_connection())
-            self._sessions[database] = session
+    def session_for(self, database: Database, losses: int) -> _driver.Session:
+        """This worker's own session with *database*, opened on first use.  Blocks.
+
+        :param losses: of the listening session.  After another one this worker's session is
+            renewed: it may have ended, too, and perhaps without a word.
+        """
+        session, before = self._sessions.get(database, (None, 0))
+        if session is not None:
+            session.read()
+            if not session.ended and (before == losses or session.in_transaction):
+                return session
+            session.close()
+        session = _driver.Session(database.sibling_connection())
+        self._sessions[database] = session, losses
         return session
 
     def open_transaction(self, database: Database) -> _driver.Session | None:
         """This worker's session with *database* while it is in a transaction."""
-        session = self._sessions.get(database)
+        session, _ = self._sessions.get(database, (None, 0))
         return session if session is not None and session.in_transaction else None
 
 
@@ -352,8 +357,8 @@ def current_worker(workers: Workers) -> Worker | None:
     return worker if worker is not None and worker.serves(workers) else None
 
 
-def own_session(workers: Workers, database: Database) -> _driver.Session:
-    """The calling worker's session with *database*.
+def own_session(workers: Workers, database: Database, losses: int) -> _driver.Session:
+    """The calling worker's session with *database*: see :meth:`Worker.session_for`.
 
     :raises ConnectionStateError: the calling thread is no worker.
     """
@@ -363,7 +368,7 @@ def own_session(workers: Workers, database: Database) -> _driver.Session:
             f"the session of {database.name} belongs to a running reactor; outside a handler, "
             "open a Database of your own"
         )
-    return worker.session_for(database)
+    return worker.session_for(database, losses)
 
 
 def emit(signal: OrderedSignal, sender: object, **kwargs: object) -> None:

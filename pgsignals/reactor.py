@@ -110,7 +110,7 @@ class Reactor:
         self._lock = threading.Lock()  # guards _listened and which life is ours
         self._life: _Life | None = None
         for namespace in (default, self._own):
-            namespace.watch(self._handlers_changed)
+            namespace.watch(self)
 
         self.connected = OrderedSignal("connected(db, *, resumed): a session listens.")
         """Once per session, when its LISTEN is known to hold: ``receiver(db, *, resumed)``."""
@@ -154,10 +154,15 @@ class Reactor:
         self._check_fork()
         return self._own.on_channel(*names, sender=sender, decode=decode, batch=batch, weak=weak)
 
-    def _handlers_changed(self, _: str) -> None:
-        """Called in whatever thread; must not block."""
+    def handlers_changed(self, _: str) -> None:
+        """See :class:`pgsignals.signals.Watcher`."""
         if (life := self._life) is not None and not self._birth.elsewhere:
             life.reader.request()
+
+    def acknowledge_handlers(self) -> None:
+        """See :class:`pgsignals.signals.Watcher`."""
+        if (life := self._life) is not None and not self._birth.elsewhere:
+            life.wait_settled(life.reader.links)
 
     # -- life ------------------------------------------------------------------------------------
 
@@ -178,9 +183,10 @@ class Reactor:
                 life = self._life = _Life(self)
         if life is not before:
             life.start()
-        elif life.reader.wait_started() is None and life.reader.stopping:
-            if life.is_current:
+        elif life.is_current:
+            if life.reader.stopping:
                 raise ConnectionStateError("start(): a stop of this reactor is under way")
+        elif not life.has_begun():
             life.join(None)
             self.start()
 
@@ -392,13 +398,25 @@ class _Life:
         self._served: list[Database] = []
         self._when_over: list[Callable[[], None]] = []
         self._over_lock = threading.Lock()
+        self._begun = threading.Event()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._live, name=f"{name}-reader", daemon=True)
 
     # -- start -----------------------------------------------------------------------------------
 
+    def has_begun(self) -> bool:
+        """Wait until another thread's start is over, and say whether it goes on."""
+        self._begun.wait()
+        return self.running and not self.reader.stopping
+
     def start(self) -> None:
         """See :meth:`Reactor.start`."""
+        try:
+            self._start()
+        finally:
+            self._begun.set()
+
+    def _start(self) -> None:
         try:
             for link in self.reader.links:
                 session = link.database.lend(_Service(self, link))
@@ -595,14 +613,17 @@ class _Life:
 
     def acknowledge(self, databases: Collection[Database]) -> None:
         """Wait until what is wanted now is listened to."""
-        links = [link for link in self.reader.links if link.database in databases]
-        self._wait_settled(links, self.reader.request())
+        self.reader.request()
+        self.wait_settled([link for link in self.reader.links if link.database in databases])
 
-    def _wait_settled(self, links: list[Link], request: int) -> None:
+    def wait_settled(self, links: list[Link]) -> None:
+        """Wait until what has been requested is acknowledged by *links*."""
         # Under "block" the reader may wait for the very handler that calls: then nobody can
         # acknowledge anything before it returns.
         in_handler = current_worker(self.workers) is not None
-        self.reader.wait_settled(links, request, ACKNOWLEDGED_WITHIN, in_handler=in_handler)
+        self.reader.wait_settled(
+            links, self.reader.requests, ACKNOWLEDGED_WITHIN, in_handler=in_handler
+        )
 
     def notify(self, database: Database, items: list[tuple[str, str]]) -> int:
         """See :meth:`Reactor.notify`."""
@@ -610,7 +631,7 @@ class _Life:
         if worker is not None and (session := worker.open_transaction(database)) is not None:
             return send(session, items)
         link = self.link_of(database)
-        self._wait_settled([link], self.reader.requests)
+        self.wait_settled([link])
         return link.control.notify(items)
 
 
@@ -634,7 +655,7 @@ class _Service:
         return list(self._link.channels)
 
     def own_session(self) -> Session:
-        return own_session(self._life.workers, self._link.database)
+        return own_session(self._life.workers, self._link.database, self._link.losses)
 
 
 # -- the end of the program ----------------------------------------------------------------------

@@ -15,7 +15,7 @@ import threading
 import weakref
 from collections.abc import Callable, Generator, Hashable, Iterator
 from inspect import iscoroutinefunction
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import blinker
 from blinker._utilities import make_id, make_ref
@@ -164,7 +164,7 @@ class OrderedSignal(blinker.Signal):
                 receiver, options = self.receivers[receiver_id], self._options[receiver_id]
                 yield Call(self, receiver_id, receiver, *options)
 
-    def still_calls(self, receiver_id: Hashable, sender: Any) -> bool:
+    def calls(self, receiver_id: Hashable, sender: Any) -> bool:
         """Whether a receiver is still connected for *sender*."""
         return receiver_id in self.receivers and any(
             receiver_id in self._by_sender.get(key, ()) for key in (_ANY_ID, make_id(sender))
@@ -200,6 +200,10 @@ class Call:
         receiver: Callable[..., Any] | None = self._receiver()
         return _refuse_coroutine if iscoroutinefunction(receiver) else receiver
 
+    def still_calls(self, sender: Any) -> bool:
+        """Whether it would be made again for *sender*, after a change."""
+        return self.signal.calls(self.receiver_id, sender)
+
 
 def _refuse_coroutine(*_: object, **__: object) -> None:
     raise RuntimeError(
@@ -226,14 +230,29 @@ class ChannelSignal(OrderedSignal):
 
     def connect_with(self, receiver: F, sender: Any, weak: bool, options: Options) -> F:
         """See :meth:`OrderedSignal.connect_with`."""
-        if options.batch and (namespace := self._namespace()) is not None:
+        namespace = self._namespace()
+        if options.batch and namespace is not None:
             namespace.batching.add(self.name)
-        return super().connect_with(receiver, sender, weak, options)
+        first = not self.wanted_by(sender)
+        super().connect_with(receiver, sender, weak, options)
+        if first and namespace is not None:
+            namespace.acknowledge()
+        return receiver
 
     def _changed(self) -> None:
         changes.note()
         if (namespace := self._namespace()) is not None:
             namespace.changed(self.name)
+
+
+class Watcher(Protocol):
+    """Who listens to what has handlers: a reactor."""
+
+    def handlers_changed(self, name: str) -> None:
+        """Called in whatever thread, at any point; must neither block nor lock."""
+
+    def acknowledge_handlers(self) -> None:
+        """Wait until the channels that have handlers now are listened to."""
 
 
 class Channels:
@@ -243,7 +262,8 @@ class Channels:
         self.batching: set[str] = set()  # channels that have had a handler with batch=True
         self._signals: dict[str, ChannelSignal] = {}
         self._lock = threading.Lock()
-        self._watchers: tuple[weakref.WeakMethod[Callable[[str], None]], ...] = ()
+        self._watchers: tuple[weakref.ref[Watcher], ...] = ()
+        self._held = threading.local()  # acknowledgements that on_channel asks for at its end
 
     def channel(self, name: str) -> ChannelSignal:
         """The signal of channel *name*, the same one each time.
@@ -277,9 +297,10 @@ class Channels:
                 raise TypeError(f"a handler is callable, not {type(handler).__name__}")
             if iscoroutinefunction(handler):
                 _refuse_coroutine_handler(handler)
-            for signal in signals:
-                source = blinker.ANY if sender is None else sender
-                signal.connect_with(handler, source, weak, options)
+            with self._one_acknowledgement():
+                for signal in signals:
+                    source = blinker.ANY if sender is None else sender
+                    signal.connect_with(handler, source, weak, options)
             return handler
 
         return connect
@@ -303,18 +324,35 @@ class Channels:
         names = tuple(self.batching)
         return {name for name in names if any(call.batch for call in self.calls_for(name, sender))}
 
-    def watch(self, changed: Callable[[str], None]) -> None:
-        """Call the bound method *changed*, held weakly, with the name of each channel whose
-        handlers change.  It is called in whatever thread, and must not block."""
+    def watch(self, watcher: Watcher) -> None:
+        """Tell *watcher*, held weakly, of each channel whose handlers change."""
         with self._lock:
-            alive = [method for method in self._watchers if method() is not None]
-            self._watchers = (*alive, weakref.WeakMethod(changed))
+            alive = [ref for ref in self._watchers if ref() is not None]
+            self._watchers = (*alive, weakref.ref(watcher))
 
     def changed(self, name: str) -> None:
         """The handlers of channel *name* have changed."""
-        for method in self._watchers:
-            if (changed := method()) is not None:
-                changed(name)
+        for ref in self._watchers:
+            if (watcher := ref()) is not None:
+                watcher.handlers_changed(name)
+
+    def acknowledge(self) -> None:
+        """Wait until the channels that have handlers now are listened to."""
+        if getattr(self._held, "depth", 0):
+            return
+        for ref in self._watchers:
+            if (watcher := ref()) is not None:
+                watcher.acknowledge_handlers()
+
+    @contextlib.contextmanager
+    def _one_acknowledgement(self) -> Iterator[None]:
+        """One wait for all of the block's channels, instead of one for each."""
+        self._held.depth = getattr(self._held, "depth", 0) + 1
+        try:
+            yield
+        finally:
+            self._held.depth -= 1
+        self.acknowledge()
 
     def reset_after_fork(self) -> None:
         """In a forked child: no lock is held, and no reactor of the parent listens."""
@@ -360,8 +398,10 @@ def on_channel(
     """Register the decorated function for channels *names*, with every reactor.
 
     It is called as ``handler(database, *, notification)`` on a worker of the reactor, and is
-    returned unchanged.  Registering it again for the same channel replaces its options.  Nothing
-    is opened: a running reactor LISTENs within milliseconds, another one when it starts.
+    returned unchanged.  Registering it again for the same channel replaces its options.
+
+    Nothing is opened.  A reactor that runs LISTENs within milliseconds, and this waits for it; one
+    that does not will LISTEN when it starts.
 
     :param sender: a :class:`Database`; only its notifications count.  None for all.
     :param decode: is given the payload, and what it returns becomes the keyword ``value``.  A

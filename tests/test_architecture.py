@@ -39,7 +39,6 @@ ONLY_IN: dict[str, set[str]] = {
     "marshal": set(),
     "pickle": set(),
     "psycopg": {"_driver"},
-    "rich": {"cli"},
     "yaml": set(),
 }
 
