@@ -95,6 +95,7 @@ class Session:
         self.farewell = ""
         self.canaries = 0
         self.unsent = False
+        self.contended = False  # the last read had to leave the connection to another thread
         self.broken: psycopg.Error | None = None  # what a statement met that could not be sent
         self.answers: deque[list[Result]] = deque()
         self._arrived: deque[Notification] = deque()
@@ -201,7 +202,10 @@ class Session:
         Never raises for a session that ends: :attr:`ended` tells, and the rest is returned.
         """
         fresh: list[Notification] = []
-        if self.ended or not self.connection.lock.acquire(timeout=_PATIENCE):
+        if self.ended:
+            return fresh
+        self.contended = not self.connection.lock.acquire(timeout=_PATIENCE)
+        if self.contended:
             return fresh  # a thread that runs a statement collects what arrives, and tells
         try:
             self._read(fresh)

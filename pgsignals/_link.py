@@ -59,7 +59,6 @@ GUARDS = {
     "tcp_user_timeout": "30000",
     "idle_session_timeout": "0",
 }
-GUARD = "; ".join(f"SET {name} = {value}" for name, value in GUARDS.items())
 UNGUARD = "; ".join(f"RESET {name}" for name in GUARDS)
 
 # pg_notification_queue_usage() also repairs a queue that stays full after its culprit has gone.
@@ -106,6 +105,7 @@ class Settings:
     probe_interval: float | None
     probe_timeout: float
     max_backlog: int
+    blocks: bool
 
 
 class Events(Protocol):
@@ -192,6 +192,8 @@ class Link:
     @property
     def closed(self) -> bool:
         return self.session is None or self.session.ended
+
+    handed_out = False
 
     def add_watcher(self, watcher: object) -> None:
         """Nothing arrives but through the socket, which only the reader touches."""
@@ -418,7 +420,11 @@ class Link:
         if self._behind_pooler:  # a SET would outlive us there, on somebody else's session
             self._begin_listening()
         else:
-            self._submit(GUARD, lambda _: self._begin_listening())
+            guards = dict(GUARDS)
+            if self._settings.blocks:
+                guards["tcp_user_timeout"] = "0"  # we may not read for long, and lose nothing
+            sql = "; ".join(f"SET {name} = {value}" for name, value in guards.items())
+            self._submit(sql, lambda _: self._begin_listening())
 
     def _begin_listening(self) -> None:
         # Before the LISTEN, not after: a commit between the two would be missed by nobody's fault.
@@ -504,8 +510,12 @@ class Link:
 
     # -- probing ---------------------------------------------------------------------------------
 
-    def tick(self, now: float) -> None:
-        """Do what is due."""
+    def tick(self, now: float, looked: float) -> None:
+        """Do what is due.
+
+        :param looked: when the sockets were last read; only what was due by then is late, as the
+            reader itself may have been stopped for a while.
+        """
         if self.state is State.WAITING and self.error is None and now >= self.retry_at:
             self.happen(Event.DUE)
             self.connect()
@@ -514,13 +524,13 @@ class Link:
         if self.session is not None and self.session.unsent:
             self.session.flush()
             self._check_sent(self.session)
-        if self._answer_by is not None and now >= self._answer_by:
+        if self._answer_by is not None and looked >= self._answer_by:
             self._answer_by = None
             self.fail("silent", "the server has not answered in time")
         if self._canary_unsent_at <= now:
             late = TimeoutError("it could not be sent in time")
             self._canary_sent(self.session, self._canary_asked or 0.0, late)
-        if self._canary_by is not None and now >= self._canary_by:
+        if self._canary_by is not None and looked >= self._canary_by:
             self._canary_by, self._doubted = None, True
         if self._doubted and self._then is None:
             self._doubted = False

@@ -53,6 +53,7 @@ class Reader:
         self._commands: deque[Callable[[], None]] = deque()
         self._changed = threading.Condition()
         self._over = False
+        self._looked = 0.0  # at every socket
         self._idle = idle
         self._idle_at = float("inf")
         self._look_at = 0.0
@@ -145,9 +146,10 @@ class Reader:
             self.requests_seen = self.requests
             for link in self.links:
                 link.reconcile()
-        self._manager.collect(self._tick(time.monotonic()))
-        self._deliver()
         self._look()
+        self._manager.collect(self._tick(time.monotonic()))
+        self._looked = time.monotonic()
+        self._deliver()
 
     def _obey(self) -> None:
         while self._commands:
@@ -156,7 +158,7 @@ class Reader:
     def _tick(self, now: float) -> float:
         """Do what is due, and say for how many seconds nothing is."""
         for link in self.links:
-            link.tick(now)
+            link.tick(now, self._looked)
         if now >= self._idle_at:
             self.events.idle()
             self._idle_at = now + (self._idle or 0.0)
@@ -214,3 +216,4 @@ class Reader:
         self._obey()
         for link in self.links:
             link.control.close()
+        self._manager.close()

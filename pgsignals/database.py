@@ -7,7 +7,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
 from pgsignals import _driver
 from pgsignals._channels import check_channels, check_unlisten, listen_sql, notify_items
@@ -16,6 +16,8 @@ from pgsignals._fork import Birth
 from pgsignals._types import Notification
 from pgsignals.errors import ClosedError, ConnectionLostError, ConnectionStateError
 from pgsignals.manager import NotificationManager, check_timeout
+
+T = TypeVar("T")
 
 # unnest keeps the order of its arrays, and one SELECT is one transaction.
 NOTIFY = (
@@ -88,6 +90,7 @@ class Database:
         self._backend_id: int | None = None
         self._lost: ConnectionLostError | None = None
         self._watchers: tuple[weakref.ref[Any], ...] = ()
+        self._handed_out = False
 
     @classmethod
     def wrap(cls, connection: Any) -> Self:
@@ -249,7 +252,7 @@ class Database:
             return
         session = self._open_session("listen()")
         if names:
-            session.query(listen_sql(listen=names))
+            self._query(session, listen_sql(listen=names))
             self._listening.update(names)
 
     def unlisten(self, *channels: str) -> None:
@@ -263,7 +266,7 @@ class Database:
             return
         session = self._open_session("unlisten()")
         if names:
-            session.query(listen_sql(unlisten=names))
+            self._query(session, listen_sql(unlisten=names))
             self._listening.difference_update(self._listening if "*" in names else names)
 
     def listening_channels(self) -> Iterator[str]:
@@ -272,7 +275,7 @@ class Database:
         if (host := self._serving()) is not None:
             return iter(host.listening_channels())
         session = self._open_session("listening_channels()")
-        return iter([session.text(row[0]) for row in session.query(LISTENING)])
+        return iter([session.text(row[0]) for row in self._query(session, LISTENING)])
 
     def notify(
         self, /, *channels: str | tuple[str, str | None], **channel_and_payload: str | None
@@ -292,7 +295,19 @@ class Database:
         items = notify_items(channels, channel_and_payload)
         if (host := self._serving()) is not None:
             return host.notify(items)
-        return send(self._open_session("notify()"), items)
+        session = self._open_session("notify()")
+        return self._statement(session, lambda: send(session, items))
+
+    def _query(self, session: Session, sql: str) -> list[tuple[Any, ...]]:
+        return self._statement(session, lambda: session.query(sql))
+
+    def _statement(self, session: Session, run: Callable[[], T]) -> T:
+        try:
+            return run()
+        except ConnectionLostError:
+            self._note_end(session)
+            self._tell_watchers()  # libpq has closed the socket: no selector will see it
+            raise
 
     # -- arrivals --------------------------------------------------------------------------------
 
@@ -341,6 +356,8 @@ class Database:
         arrived: list[Notification] = []
         if (session := self._session) is not None:
             fresh = session.read()
+            if session.contended:  # whoever has it may meet its end
+                self._tell_watchers()
             if self._arrived:
                 while self._arrived:
                     arrived.append(self._arrived.popleft())
@@ -377,7 +394,16 @@ class Database:
         """The ``psycopg.Connection``.  In a handler of a reactor, one of that worker's own."""
         if (host := self._serving()) is not None:
             return host.own_session().connection
-        return self._open_session("connection").connection
+        session = self._open_session("connection")
+        if not self._handed_out:
+            self._handed_out = True
+            self._tell_watchers()
+        return session.connection
+
+    @property
+    def handed_out(self) -> bool:
+        """Whether a psycopg connection is in others' hands, who may meet its end before us."""
+        return self._handed_out
 
     def execute(self, query: str | bytes, params: _driver.Params | None = None) -> _driver.Cursor:
         """``connection.execute``; psycopg's errors pass unchanged."""

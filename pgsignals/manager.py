@@ -177,8 +177,13 @@ class NotificationManager:
 
     def __del__(self) -> None:
         if hasattr(self, "_selector"):
-            self._selector.close()
-            self._waker.close()
+            self.close()
+
+    def close(self) -> None:
+        """Give the manager's own files back; the connections are left alone.  Nothing can be
+        iterated afterwards.  A manager that is dropped does this by itself."""
+        self._selector.close()
+        self._waker.close()
 
     # -- what users change -----------------------------------------------------------------------
 
@@ -370,8 +375,6 @@ class NotificationManager:
             self.garbage.discard(member)
             if callable(watch := getattr(member, "add_watcher", None)):
                 watch(self)
-            else:
-                self._silent.add(member)
             self._register(member)
 
     def _follow(self, member: Any) -> None:
@@ -382,6 +385,8 @@ class NotificationManager:
 
     def _register(self, member: Any) -> None:
         self._watched[member] = -1
+        if getattr(member, "handed_out", True):
+            self._silent.add(member)
         self._drain(member)  # it may hold something already, or have ended
         if member not in self._watched:
             return

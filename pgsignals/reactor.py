@@ -101,6 +101,7 @@ class Reactor:
             probe_interval=_seconds("probe_interval", probe_interval, none=True),
             probe_timeout=_seconds("probe_timeout", probe_timeout) or 0.0,
             max_backlog=self._max_backlog,
+            blocks=overflow == "block",
         )
         self._birth = Birth()
         self._own = Channels()

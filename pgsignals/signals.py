@@ -309,11 +309,6 @@ class Channels:
         """The channels that have a handler for *sender*."""
         return {name for name in list(self._signals) if self._signals[name].wanted_by(sender)}
 
-    def wants(self, name: str, sender: Any) -> bool:
-        """Whether channel *name* has a handler for *sender*."""
-        signal = self._signals.get(name)
-        return signal is not None and signal.wanted_by(sender)
-
     def calls_for(self, name: str, sender: Any) -> Iterator[Call]:
         """See :meth:`OrderedSignal.calls_for`."""
         signal = self._signals.get(name)

@@ -1,0 +1,303 @@
+"""Every Python block of the documentation runs, and every command in it exists.
+
+The Python blocks of a file run in order and share one namespace, in a process of its own.  An
+``output`` block holds what the block before it prints; ``...`` in it stands for anything.  A block
+that calls ``run()`` is ended with Ctrl-C.  The first program of the README is also run alone, with
+the command that follows it.  Connection strings are used as the reader sees them: what they leave
+out, the port and the password, libpq takes from PGPORT and PGPASSWORD.
+
+``python -m tests.test_docs docs/quickstart.md`` runs one file on the server of your own PG*
+variables, which needs a role ``app`` that owns two databases, ``shop`` and ``warehouse``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import doctest
+import io
+import itertools
+import logging
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
+
+import pytest
+
+import pgsignals
+from pgsignals import cli, connect
+from pgsignals.embedded import Postgres
+from tests.support.admin import Admin
+from tests.support.waiting import PATIENCE
+
+ROOT = Path(__file__).parents[1]
+FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SVG = "{http://www.w3.org/2000/svg}"
+LANGUAGES = {"python", "output", "sh"}
+FENCED = re.compile(r"^```(.*)\n((?:(?!```).*\n)*)^```$", re.MULTILINE)
+LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)|src=\"([^\"]+)\"")
+
+
+class Block(NamedTuple):
+    """A fenced block: its language, its text, and the number of the line before the text."""
+
+    language: str
+    text: str
+    line: int
+
+
+def blocks(path: Path) -> list[Block]:
+    """The fenced blocks of a file, in order."""
+    source = path.read_text("utf-8")
+    return [
+        Block(found[1], found[2], source.count("\n", 0, found.start()) + 1)
+        for found in FENCED.finditer(source)
+    ]
+
+
+def name_of(path: Path) -> str:
+    """A file's name as it stands in the project."""
+    return path.relative_to(ROOT).as_posix()
+
+
+each_file = pytest.mark.parametrize("path", FILES, ids=name_of)
+
+
+# -- running the blocks of a file ------------------------------------------------------------------
+
+
+def run_blocks(path: Path) -> None:
+    """Run the Python blocks of a file and compare what each prints."""
+    logging.getLogger("pgsignals").addHandler(logging.NullHandler())  # blocks lose sessions
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    for block, after in itertools.pairwise([*blocks(path), Block("", "", 0)]):
+        if block.language != "python":
+            continue
+        # Blank lines before it make a traceback name, and show, the lines of the file.
+        code = compile("\n" * block.line + block.text, str(path), "exec", dont_inherit=True)
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed), ctrl_c(wanted=".run(" in block.text):
+            exec(code, namespace)
+        if after.language != "sh":  # else it depends on that command
+            expected = after.text if after.language == "output" else ""
+            compare(f"{path}:{block.line}", expected, printed.getvalue())
+
+
+def compare(where: str, expected: str, printed: str) -> None:
+    """Complain where *printed* is not what an output block says."""
+    if not doctest.OutputChecker().check_output(expected, printed, doctest.ELLIPSIS):
+        raise AssertionError(f"{where} prints:\n{printed}not:\n{expected}")
+
+
+@contextlib.contextmanager
+def ctrl_c(*, wanted: bool) -> Iterator[None]:
+    """Press Ctrl-C as soon as the program in this block handles it."""
+    default = signal.getsignal(signal.SIGINT)
+    left = threading.Event()
+
+    def press() -> None:
+        while not left.is_set():
+            if signal.getsignal(signal.SIGINT) is not default:
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+            time.sleep(0.01)
+
+    finger = threading.Thread(target=press)
+    if wanted:
+        finger.start()
+    try:
+        yield
+    finally:
+        left.set()
+        if wanted:
+            finger.join()
+
+
+# -- the server that the reader has ----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def environment(postgres: Postgres, admin: Admin) -> Iterator[dict[str, str]]:
+    """The variables with which the connection strings of the documentation lead to the server."""
+    names = ("shop", "warehouse")
+    path = f"{postgres.bindir}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    admin.execute(f"CREATE ROLE app LOGIN PASSWORD '{postgres.password}'")
+    for name in names:
+        admin.execute(f"CREATE DATABASE {name} OWNER app")
+    yield {
+        **os.environ,
+        "DATABASE_URL": "postgresql://app@localhost/shop",
+        "PATH": path,  # a server brings psql along, save that of some wheels
+        "PGPASSWORD": postgres.password,
+        "PGPORT": str(postgres.port),
+        "PYTHONPATH": str(ROOT),
+    }
+    for name in names:
+        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    admin.execute("DROP ROLE app")
+
+
+def run(environment: dict[str, str], *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in the project's directory."""
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+
+
+# -- tests -----------------------------------------------------------------------------------------
+
+
+@each_file
+@pytest.mark.usefixtures("dsn")  # so that a session left behind is noticed
+def test_python_blocks_run(path: Path, environment: dict[str, str]) -> None:
+    warnings = ["-W", "error", "-W", "ignore::ResourceWarning"]  # the interpreter's end closes, too
+    result = run(environment, sys.executable, *warnings, "-m", "tests.test_docs", str(path))
+
+    assert result.stderr == ""
+    assert result.returncode == 0
+
+
+@pytest.mark.usefixtures("dsn")
+def test_first_program_of_the_readme_receives_what_psql_sends(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    program, command, output = blocks(ROOT / "README.md")[:3]
+    assert (program.language, command.language, output.language) == ("python", "sh", "output")
+    (tmp_path / "orders.py").write_text(program.text, "utf-8")
+    expected = output.text.splitlines(keepends=True)
+
+    with subprocess.Popen(
+        [sys.executable, "orders.py"],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        watch = threading.Timer(PATIENCE, process.kill)
+        watch.start()
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == expected[0]
+        notify_as(command.text, environment)
+        assert [process.stdout.readline() for _ in expected[1:]] == expected[1:]
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.read() + process.stderr.read() == ""
+        assert process.wait() == 0
+        watch.cancel()
+
+
+def notify_as(command: str, environment: dict[str, str]) -> None:
+    """Run a psql command, or where there is no psql, its statement."""
+    psql, dsn, option, statement = shlex.split(command)
+    assert (psql, option) == ("psql", "-c")
+    if shutil.which(psql, path=environment["PATH"]):
+        result = run(environment, psql, dsn, option, statement)
+        assert result.stderr == ""
+        assert result.stdout == "NOTIFY\n"
+    else:
+        port, password = environment["PGPORT"], environment["PGPASSWORD"]
+        with connect(dsn, port=port, password=password) as db:
+            db.execute(statement.encode())
+
+
+@each_file
+def test_blocks_are_in_languages_that_are_checked(path: Path) -> None:
+    assert path.read_text("utf-8").count("```") == 2 * len(blocks(path))
+    assert {block.language for block in blocks(path)} <= LANGUAGES
+
+
+@each_file
+def test_commands_exist(path: Path) -> None:
+    for block in blocks(path):
+        if block.language == "sh":
+            for command in re.split(r"\n|\|", block.text.strip()):
+                check_command(shlex.split(command))
+
+
+def check_command(words: list[str]) -> None:
+    """Complain of a command that a reader could not run."""
+    match words:
+        case ["make", target]:
+            targets = re.findall(
+                r"^(\w+):.*##", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE
+            )
+            assert target in targets
+        case ["pip", "install", requirement]:
+            project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+            name, *extras = re.findall(r"[\w-]+", requirement)
+            assert name == project["name"]
+            assert set(extras) <= set(project["optional-dependencies"])
+        case ["pgsignals", *arguments]:
+            cli.parser().parse_args(arguments)
+        case ["psql" | "date", *_]:
+            pass
+        case _:
+            pytest.fail(f"nobody knows whether this works: {shlex.join(words)}")
+
+
+@each_file
+def test_links_lead_somewhere(path: Path) -> None:
+    for link in LINK.finditer(path.read_text("utf-8")):
+        target = link[1] or link[2]
+        if target.startswith("https://"):
+            continue
+        name, _, anchor = target.partition("#")
+        found = path.parent / name if name else path
+        assert found.exists(), f"{name_of(path)} links to {target}"
+        assert not anchor or anchor in anchors(found), f"{name_of(path)} links to {target}"
+
+
+def anchors(path: Path) -> set[str]:
+    """What a link can lead to in a file: its headings, as GitHub spells them."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.skipif(shutil.which("tmux") is None, reason="the terminal is tmux's")
+def test_picture_can_be_made_again(tmp_path: Path) -> None:
+    picture = tmp_path / "demo.svg"
+    command = [sys.executable, "docs/record.py", "--seconds", "1", "--output", str(picture)]
+    result = run(dict(os.environ), *command)
+
+    assert result.stdout + result.stderr == ""
+    assert result.returncode == 0
+    assert lines_of(picture)[-1] == lines_of(ROOT / "docs" / "demo.svg")[-1]
+
+
+def lines_of(picture: Path) -> list[str]:
+    """The first words of the lines of a picture."""
+    texts = [element.text or "" for element in ElementTree.parse(picture).iter(f"{SVG}text")]
+    return [text.partition(":")[0] for text in texts if ":" in text]
+
+
+def test_every_extra_and_error_is_documented() -> None:
+    quickstart = (ROOT / "docs" / "quickstart.md").read_text("utf-8")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+
+    for extra in project["optional-dependencies"]:
+        assert f"| `{extra}` |" in quickstart
+    for name in pgsignals.__all__:
+        assert not name.endswith("Error") or f"{name}`" in quickstart
+
+
+if __name__ == "__main__":
+    for argument in sys.argv[1:]:
+        run_blocks(Path(argument).resolve())
