@@ -149,7 +149,8 @@ class Session:
         :param on_arrival: a bound method, held weakly; called when *arrived* was empty, in the
             thread that ran the statement.
         """
-        arrived.extend(self._arrived)
+        if arrived is not self._arrived:
+            arrived.extend(self._arrived)
         self._arrived = arrived
         self._on_arrival = weakref.WeakMethod(on_arrival)
 

@@ -710,7 +710,7 @@ class Link:
     def give_back(self) -> None:
         """Take our LISTENs and settings off a session that is its owner's."""
         if self._then is None:
-            ours = sorted(self._active - self.kept)
+            ours = sorted((self._active | self._target()) - self.kept)
             sql = "; ".join(filter(None, (listen_sql(unlisten=ours), UNGUARD)))
             self._submit(sql, lambda _: None)
         else:  # after what is under way

@@ -319,7 +319,7 @@ class NotificationManager:
         before = len(self._connections)
         if self._changed:
             self._follow_members()
-        while self._touched:
+        for _ in range(len(self._touched)):  # not those that are touched by it
             self._follow(self._touched.popleft())
         for member in tuple(self._silent):
             self._drain(member)
