@@ -57,6 +57,9 @@ _REFUSED = re.compile(
     r"permission denied for database"
 )
 
+# A URI whose password has an unescaped slash: libpq takes the rest for the database's name.
+_MISREAD = re.compile(r"^\s*postgres(ql)?://[^/?]*/[^?]*@")
+
 # Connections of the parent that a forked child must never finish, warn about or reuse.
 _orphans: list[Connection] = []
 
@@ -423,6 +426,8 @@ def call_connect(connect: Callable[[], object]) -> Connection:
     """
     try:
         connection = connect()
+    except psycopg.ProgrammingError:
+        reason = "the connection string cannot be read"  # which psycopg's message repeats
     except (psycopg.OperationalError, OSError) as exc:
         reason = _one_line(exc)
     else:
@@ -470,11 +475,18 @@ def _parse(conninfo: str, params: Mapping[str, Any]) -> dict[str, Any]:
     except (psycopg.Error, UnicodeError, ValueError):
         pass  # libpq's message repeats what it could not read, which may be a password
     else:
-        return dict(merged)
+        if not _MISREAD.search(conninfo) and _is_sound(merged):
+            return dict(merged)
     raise ConnectError(
         "the connection string or its keywords cannot be read (not shown: they may hold a "
         "password); see 'Connection Strings' in the PostgreSQL manual, libpq"
     )
+
+
+def _is_sound(settings: Mapping[str, Any]) -> bool:
+    """Whether no part of a password can have landed in what names the server."""
+    port = str(settings.get("port") or "")
+    return "@" not in str(settings.get("host") or "") and not port.strip("0123456789,")
 
 
 def _settings(conninfo: str, params: Mapping[str, Any]) -> dict[str, Any]:

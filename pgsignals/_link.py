@@ -28,6 +28,7 @@ from pgsignals.database import LISTENING, Database
 from pgsignals.errors import (
     ConnectError,
     ConnectionLostError,
+    Error,
     PoolerError,
     StandbyError,
 )
@@ -302,9 +303,9 @@ class Link:
         """An attempt has failed."""
         self._attempt += 1  # what is still on its way is not wanted any more
         self.happen(Event.REFUSED)
-        self.last_error = str(error) or type(error).__name__
-        if not isinstance(error, (ConnectError, OSError)):
-            logger.debug("%s: the attempt failed", self.database.name, exc_info=error)
+        # What a user's connect= raises may hold a secret in its text.
+        ours = isinstance(error, Error)
+        self.last_error = str(error) if ours else f"connect= raised {type(error).__name__}"
         if self._reader.starting or self.database.wrapped:
             self.error = error
             return
@@ -668,7 +669,8 @@ class Link:
             self._canary_by = time.monotonic() + self._settings.probe_timeout / 2
             return
         self._canary_asked = None
-        self.last_error = f"no canary could be sent: {error}"
+        why = error if isinstance(error, (Error, TimeoutError)) else type(error).__name__
+        self.last_error = f"no canary could be sent: {why}"
         logger.warning("%s: %s", self.database.name, self.last_error)
         self._canary_seen = time.monotonic()  # not a loss; the next attempt is an interval away
         if self.state is State.SYNCING:

@@ -146,8 +146,9 @@ class Reader:
             self.requests_seen = self.requests
             for link in self.links:
                 link.reconcile()
+        seconds = self._tick(time.monotonic())
         self._look()
-        self._manager.collect(self._tick(time.monotonic()))
+        self._manager.collect(0.0 if self.stopping else seconds)
         self._looked = time.monotonic()
         self._deliver()
 

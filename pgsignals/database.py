@@ -14,7 +14,7 @@ from pgsignals._channels import check_channels, check_unlisten, listen_sql, noti
 from pgsignals._driver import Session
 from pgsignals._fork import Birth
 from pgsignals._types import Notification
-from pgsignals.errors import ClosedError, ConnectionLostError, ConnectionStateError
+from pgsignals.errors import ClosedError, ConnectionLostError, ConnectionStateError, Error
 from pgsignals.manager import NotificationManager, check_timeout
 
 T = TypeVar("T")
@@ -158,14 +158,18 @@ class Database:
                 f"{self.name} wraps a connection and cannot be reopened; "
                 "wrap a new connection, or use Database(connect=...)"
             )
-        if self._connect is not None:
-            return _driver.call_connect(self._connect)
-        return _driver.open_connection(self._conninfo, self._params, within)
+        connect = self._connect
+        if connect is not None:
+            return _driver.call_connect(connect)
+        return _without_frames(
+            lambda: _driver.open_connection(self._conninfo, self._params, within)
+        )
 
     def sibling_connection(self) -> _driver.Connection:
         """A connection beside the one that is ours, to the same database.  Blocks."""
-        if self._wrapped and self._session is not None:
-            return _driver.open_like(self._session.connection)
+        session = self._session
+        if self._wrapped and session is not None:
+            return _without_frames(lambda: _driver.open_like(session.connection))
         return self.new_connection()
 
     def _adopt(self, connection: _driver.Connection) -> None:
@@ -498,6 +502,16 @@ def send(session: Session, items: list[tuple[str, str]]) -> int:
     return int(session.query(NOTIFY, [list(channels), list(payloads)])[0][0])
 
 
+def _without_frames(connect: Callable[[], _driver.Connection]) -> _driver.Connection:
+    """What *connect* returns.  An error leaves behind the frames whose locals hold a password:
+    some programs send those to where they collect errors."""
+    try:
+        return connect()
+    except Error as exc:
+        error = exc.with_traceback(None)
+    raise error
+
+
 def connect(conninfo: str = "", **params: Any) -> Database:
     """Open a connection and return its :class:`Database`.  Blocks.
 
@@ -506,4 +520,6 @@ def connect(conninfo: str = "", **params: Any) -> Database:
     :param params: libpq's keywords, which win over *conninfo*, or psycopg's own.
     :raises ConnectError: with the reason in one line and without secrets.
     """
-    return Database(conninfo, **params).open()
+    database = Database(conninfo, **params)
+    del conninfo, params  # a traceback with locals shows this frame, too
+    return database.open()

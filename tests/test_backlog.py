@@ -1,0 +1,719 @@
+"""The hand-off from reader to workers: real threads, no server."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import pytest
+
+from pgsignals._backlog import Backlog, Drops, Policy
+from pgsignals._types import Notification
+from pgsignals._workers import Plans, Workers
+from pgsignals.signals import Channels, OrderedSignal
+from tests.support.waiting import PATIENCE, Background, wait_until
+
+Kind: TypeAlias = Literal["begin", "end", "announced", "gap"]
+
+
+class Entry(NamedTuple):
+    """One line of the record: what happened, to whom."""
+
+    kind: Kind
+    source: Origin | None
+    what: Any
+
+
+class Origin:
+    """Stands for a link, and for its database."""
+
+    def __init__(self, record: list[Entry], name: str = "fake") -> None:
+        self.name = name
+        self.database: Any = self
+        self.plans = Plans()
+        self.dropped = self.dispatched = self.failed = 0
+        self.batches: set[str] = set()
+        self._record = record
+
+    def batched(self) -> Collection[str]:
+        return self.batches
+
+    def overflowed(self, drops: Drops) -> None:
+        self._record.append(Entry("gap", self, drops))
+
+
+class Line:
+    """A backlog with its workers, which start when the test says so, and a record."""
+
+    def __init__(self, limit: int = 1000, policy: Policy = "drop_oldest", workers: int = 1) -> None:
+        self.record: list[Entry] = []
+        self.backlog = Backlog(limit, policy, parallel=workers > 1)
+        self.source = Origin(self.record)
+        self.channels = Channels()
+        self.any_channel = OrderedSignal()
+        self.any_channel.connect(self._handle, weak=False)
+        self.workers = Workers(
+            "test", workers, self.backlog, self.channels, self.any_channel, OrderedSignal()
+        )
+        self.during: Callable[[Notification], object] = lambda _: None
+        self.puts = 0
+
+    def _handle(self, source: Origin, notification: Notification) -> None:
+        self.record.append(Entry("begin", source, notification))
+        self.during(notification)
+        self.record.append(Entry("end", source, notification))
+
+    def put(self, *texts: str, source: Origin | None = None) -> None:
+        """Queue what arrived at once: "a1" has the channel "a"."""
+        self.puts += 1
+        notifications = [Notification(text[0], text, 1) for text in texts]
+        self.backlog.put(
+            source or self.source, notifications, moment(self.puts - 1), moment(self.puts)
+        )
+
+    def announce(
+        self,
+        what: object,
+        channels: Collection[str] | None = None,
+        source: Origin | None = None,
+    ) -> None:
+        source = source or self.source
+        self.backlog.announce(
+            source, lambda: self.record.append(Entry("announced", source, what)), channels
+        )
+
+    def start(self) -> None:
+        self.workers.start()
+
+    def finish(self) -> None:
+        """Wait until all of it has been run, and end the threads."""
+        assert self.backlog.join(lambda: time.monotonic() + PATIENCE), "the backlog is stuck"
+        self.backlog.end()
+        for thread in self.workers.threads:
+            thread.join(PATIENCE)
+            assert not thread.is_alive()
+
+    def run(self) -> list[object]:
+        """Run what is there, and return what happened in order."""
+        self.start()
+        self.finish()
+        return self.told
+
+    @property
+    def told(self) -> list[object]:
+        """Payloads as text; announcements; drops as ("gap", count, channels)."""
+        return [_plain(entry) for entry in self.record if entry.kind != "end"]
+
+    @property
+    def drops(self) -> list[Drops]:
+        return [entry.what for entry in self.record if entry.kind == "gap"]
+
+
+def _plain(entry: Entry) -> object:
+    if entry.kind == "begin":
+        return entry.what.payload
+    if entry.kind == "gap":
+        return "gap", entry.what.count, "".join(sorted(entry.what.channels))
+    return entry.what
+
+
+def moment(number: int) -> datetime:
+    return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(microseconds=number)
+
+
+def texts(channel: str, numbers: Iterable[int]) -> list[str]:
+    return [f"{channel}{number}" for number in numbers]
+
+
+# Order
+
+
+def test_one_worker_keeps_the_order_over_all_channels() -> None:
+    line = Line()
+    line.put("a1", "b1", "a2")
+    line.put("c1", "a3")
+
+    assert line.run() == ["a1", "b1", "a2", "c1", "a3"]
+
+
+def test_one_worker_keeps_the_order_over_all_sources() -> None:
+    line = Line()
+    other = Origin(line.record)
+    line.put("a1")
+    line.put("b1", source=other)
+    line.put("a2")
+
+    assert line.run() == ["a1", "b1", "a2"]
+
+
+def test_several_workers_keep_the_order_of_each_channel() -> None:
+    line = Line(workers=4, limit=10_000)
+    for start in range(0, 1000, 10):
+        line.put(*(f"{channel}{start + n}" for n in range(10) for channel in "abc"))
+
+    told = [str(text) for text in line.run()]
+
+    for channel in "abc":
+        assert [text for text in told if text[0] == channel] == texts(channel, range(1000))
+
+
+def test_channel_whose_handler_is_stuck_does_not_hold_another_worker() -> None:
+    line = Line(workers=2)
+    gate = threading.Event()
+    line.during = lambda notification: notification.channel == "a" and gate.wait(PATIENCE)
+    line.put("a1", "a2")
+    line.start()
+    line.put("b1", "b2")
+
+    wait_until(lambda: "b2" in line.told)
+    gate.set()
+    line.finish()
+
+    assert line.told.index("b2") < line.told.index("a2")
+
+
+def test_one_channel_is_never_run_by_two_workers() -> None:
+    line = Line(workers=4)
+    inside = threading.Lock()
+    overlaps: list[bool] = []
+
+    def during(_: Notification) -> None:
+        if not inside.acquire(blocking=False):
+            overlaps.append(True)
+            return
+        time.sleep(0)
+        inside.release()
+
+    line.during = during
+    line.start()
+    for start in range(0, 600, 3):
+        line.put(*texts("a", range(start, start + 3)))
+    line.finish()
+
+    assert not overlaps
+
+
+def test_long_lane_lets_a_short_one_have_a_turn() -> None:
+    line = Line(workers=2, limit=100_000)
+    gate = threading.Event()
+    line.during = lambda one: one.payload == "z0" and gate.wait(PATIENCE)
+    line.put("z0")  # keeps one of the two workers
+    line.start()
+    wait_until(lambda: "z0" in line.told)
+    line.put(*texts("a", range(5000)))
+    line.put("b0")
+    wait_until(lambda: "a4999" in line.told)
+    gate.set()
+    line.finish()
+
+    assert line.told.index("b0") < line.told.index("a4999")
+
+
+def test_what_was_run_is_counted() -> None:
+    line = Line()
+    line.put("a1", "a2", "b1")
+    line.run()
+
+    assert line.source.dispatched == 3
+    assert line.backlog.waiting == 0
+
+
+# drop_oldest
+
+
+def test_nothing_is_dropped_up_to_the_limit() -> None:
+    line = Line(limit=3)
+    line.put("a1", "a2", "a3")
+
+    assert line.run() == ["a1", "a2", "a3"]
+    assert line.source.dropped == 0
+
+
+def test_oldest_are_dropped_and_told_exactly_before_the_first_later_one() -> None:
+    line = Line(limit=3)
+    line.put("a1", "a2")
+    line.put("b3", "a4", "a5")
+
+    assert line.run() == [("gap", 2, "a"), "b3", "a4", "a5"]
+    assert line.source.dropped == 2
+
+
+def test_flood_that_arrives_at_once_drops_its_own_oldest() -> None:
+    line = Line(limit=3)
+    line.put(*texts("a", range(10)))
+
+    assert line.run() == [("gap", 7, "a"), "a7", "a8", "a9"]
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_oldest_is_dropped_whatever_its_channel(workers: int) -> None:
+    line = Line(limit=4, workers=workers)
+    line.put("a0", "b1", "a2", "b3", "a4", "b5", "a6", "b7")
+
+    told = line.run()
+
+    assert {text for text in told if isinstance(text, str)} == {"a4", "b5", "a6", "b7"}
+    assert [drops.count for drops in line.drops] == [4]
+
+
+def test_oldest_is_dropped_also_with_a_batching_channel() -> None:
+    line = Line(limit=4)
+    line.source.batches = {"a"}
+    line.put("a0", "b1", "a2", "b3", "a4", "b5", "a6", "b7")
+
+    told = line.run()
+
+    assert {text for text in told if isinstance(text, str)} == {"a4", "b5", "a6", "b7"}
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_oldest_is_dropped_whatever_its_source(workers: int) -> None:
+    line = Line(limit=2, workers=workers)
+    other = Origin(line.record)
+    line.put("a1")
+    line.put("b1", source=other)
+    line.put("a2")
+    line.put("b2", source=other)
+
+    line.run()
+
+    assert (line.source.dropped, other.dropped) == (1, 1)
+    gaps = [entry for entry in line.record if entry.kind == "gap"]
+    assert {entry.source for entry in gaps} == {line.source, other}
+    assert all(entry.what.count == 1 for entry in gaps)
+
+
+def test_drops_that_have_not_been_told_share_one_gap_with_the_exact_sum() -> None:
+    line = Line(limit=2)
+    for number in range(10):
+        line.put(f"a{number}")
+    line.put("b0", "b1")
+
+    assert line.run() == [("gap", 10, "a"), "b0", "b1"]
+
+
+def test_drops_after_a_gap_was_told_make_another_one() -> None:
+    line = Line(limit=2)
+    gate = threading.Event()
+    line.during = lambda one: one.payload == "a2" and gate.wait(PATIENCE)
+    line.put("a0", "a1", "a2")
+    line.put("a3")
+    line.start()
+    wait_until(lambda: "a2" in line.told)
+    line.put("a4", "a5")  # of which a3 goes
+    gate.set()
+    line.finish()
+
+    assert line.told == [("gap", 2, "a"), "a2", ("gap", 1, "a"), "a4", "a5"]
+
+
+def test_gap_spans_what_was_dropped() -> None:
+    line = Line(limit=1)
+    for number in range(5):  # the put with number n has arrived at n, and n - 1 was proven
+        line.put(f"a{number}")
+    line.run()
+
+    (drops,) = line.drops
+    assert (drops.since, drops.until) == (moment(0), moment(4))
+
+
+def test_what_a_handler_has_begun_is_not_dropped() -> None:
+    line = Line(limit=1)
+    gate = threading.Event()
+    line.during = lambda one: one.payload == "a0" and gate.wait(PATIENCE)
+    line.put("a0")
+    line.start()
+    wait_until(lambda: "a0" in line.told)
+    line.put("a1")
+    gate.set()
+    line.finish()
+
+    assert line.told == ["a0", "a1"]
+    assert line.source.dropped == 0
+
+
+def test_gap_holds_the_later_ones_of_its_channels_and_no_others() -> None:
+    line = Line(limit=4, workers=2)
+    gate = threading.Event()
+    line.during = lambda one: one.payload == "a0" and gate.wait(PATIENCE)
+    line.put("a0")
+    line.start()
+    wait_until(lambda: "a0" in line.told)
+    line.put("a1", "a2", "a3", "a4")
+    line.put("b0")  # a1 goes; its gap waits for the handler of a0
+    wait_until(lambda: "b0" in line.told)
+    assert line.told == ["a0", "b0"]
+    gate.set()
+    line.finish()
+
+    assert line.told == ["a0", "b0", ("gap", 1, "a"), "a2", "a3", "a4"]
+
+
+# coalesce
+
+
+def test_coalesce_does_not_queue_what_equals_a_waiting_one() -> None:
+    line = Line(policy="coalesce")
+    line.put("a1", "b1", "a1")
+    line.put("a2", "a1")
+
+    assert line.run() == ["a1", "b1", "a2"]
+    assert line.source.dropped == 0
+
+
+def test_coalesce_queues_again_what_a_handler_has_begun() -> None:
+    line = Line(policy="coalesce")
+    gate = threading.Event()
+    line.during = lambda _: gate.wait(PATIENCE)
+    line.put("a1")
+    line.start()
+    wait_until(lambda: "a1" in line.told)
+    line.put("a1", "a1")
+    gate.set()
+    line.finish()
+
+    assert line.told == ["a1", "a1"]
+
+
+def test_coalesce_tells_two_sources_and_two_channels_apart() -> None:
+    line = Line(policy="coalesce")
+    other = Origin(line.record)
+    line.put("a1")
+    line.put("a1", source=other)
+    line.backlog.put(line.source, [Notification("b", "a1", 1)], moment(2), moment(3))
+
+    assert line.run() == ["a1", "a1", "a1"]
+
+
+def test_coalesce_drops_the_oldest_of_too_many_different_ones() -> None:
+    line = Line(limit=2, policy="coalesce")
+    line.put("a1", "a2", "a1", "a3")
+    line.put("a1")  # was dropped, so it does not wait any more
+
+    assert line.run() == [("gap", 2, "a"), "a3", "a1"]
+    assert line.source.dropped == 2
+
+
+# block
+
+
+def test_block_waits_for_space_and_loses_nothing() -> None:
+    line = Line(limit=10, policy="block")
+    most = []
+    line.during = lambda _: most.append(line.backlog.waiting)
+    reader = Background(line.put, *texts("a", range(1000)))
+    wait_until(lambda: line.backlog.reader_waits)
+    line.start()
+    reader.result()
+    line.finish()
+
+    assert line.told == texts("a", range(1000))
+    assert max(most) <= 10
+    assert line.source.dropped == 0
+
+
+def test_released_reader_does_not_wait_and_loses_nothing() -> None:
+    line = Line(limit=10, policy="block")
+    reader = Background(line.put, *texts("a", range(1000)))
+    wait_until(lambda: line.backlog.reader_waits)
+
+    line.backlog.release_reader()
+    reader.result()
+    line.put("b0")
+
+    assert line.run() == [*texts("a", range(1000)), "b0"]
+
+
+def test_batch_makes_space_for_a_reader_that_waits() -> None:
+    line = Line(limit=10, policy="block")
+    line.source.batches = {"a"}
+    batches: list[int] = []
+
+    @line.channels.on_channel("a", batch=True)
+    def take(_: object, notifications: list[Notification]) -> None:
+        batches.append(len(notifications))
+
+    line.start()
+    for start in range(0, 1000, 50):
+        line.put(*texts("a", range(start, start + 50)))
+    line.finish()
+
+    assert sum(batches) == 1000
+    assert max(batches) <= 10
+
+
+# Announcements
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_announcement_comes_after_what_was_there_and_before_what_follows(workers: int) -> None:
+    line = Line(workers=workers)
+    line.put("a1", "b1")
+    line.announce("lost")
+    line.announce("connected")
+    line.put("a2", "c1")
+
+    told = line.run()
+
+    assert sorted(map(str, told[:2])) == ["a1", "b1"]
+    assert told[2:4] == ["lost", "connected"]
+    assert sorted(map(str, told[4:])) == ["a2", "c1"]
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_announcement_without_notifications_runs(workers: int) -> None:
+    line = Line(workers=workers)
+    line.announce("connected")
+
+    assert line.run() == ["connected"]
+
+
+def test_announcement_waits_for_every_lane_and_runs_once() -> None:
+    line = Line(workers=4)
+    gate = threading.Event()
+    line.during = lambda one: one.payload == "a1" and gate.wait(PATIENCE)
+    line.put("a1", "b1", "c1")
+    line.announce("lost")
+    line.put("b2", "c2", "d2")
+    line.start()
+    wait_until(lambda: {"b1", "c1"} <= set(line.told))
+    assert not {"lost", "b2", "c2", "d2"} & set(line.told)
+    gate.set()
+    line.finish()
+
+    assert line.told[:3] != ["lost"]
+    assert line.told[3] == "lost"
+    assert sorted(map(str, line.told[4:])) == ["b2", "c2", "d2"]
+
+
+def test_announcement_for_channels_lets_others_go_on() -> None:
+    line = Line(workers=2)
+    gate = threading.Event()
+    line.during = lambda one: one.payload == "a1" and gate.wait(PATIENCE)
+    line.put("a1")
+    line.announce("gap of a", {"a"})
+    line.put("b1", "a2")
+    line.start()
+    wait_until(lambda: "b1" in line.told)
+    gate.set()
+    line.finish()
+
+    assert line.told == ["a1", "b1", "gap of a", "a2"]
+
+
+def test_announcements_of_a_source_do_not_hold_another_source() -> None:
+    line = Line(workers=2)
+    other = Origin(line.record)
+    gate = threading.Event()
+    line.during = lambda one: one.payload == "a1" and gate.wait(PATIENCE)
+    line.put("a1")
+    line.announce("lost")
+    line.put("b1", source=other)
+    line.announce("other lost", source=other)
+    line.start()
+    wait_until(lambda: "other lost" in line.told)
+    gate.set()
+    line.finish()
+
+    assert line.told == ["a1", "b1", "other lost", "lost"]
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_gap_of_what_waited_behind_an_announcement_comes_before_the_first_later_one(
+    workers: int,
+) -> None:
+    line = Line(limit=2, workers=workers)
+    line.announce("connected")
+    line.put("a1", "a2")
+    line.put("a3")
+
+    told = line.run()
+
+    assert sorted(map(str, told)) == sorted(map(str, ["connected", ("gap", 1, "a"), "a2", "a3"]))
+    assert told[2:] == ["a2", "a3"]
+
+
+def test_announcement_that_fails_does_not_end_the_worker() -> None:
+    line = Line()
+
+    def fail() -> None:
+        raise RuntimeError("on purpose")
+
+    line.backlog.announce(line.source, fail)
+    line.put("a1")
+
+    assert line.run() == ["a1"]
+
+
+# Batches
+
+
+def test_batch_is_what_is_there_of_its_channel() -> None:
+    line = Line()
+    line.source.batches = {"a"}
+    batches = []
+
+    @line.channels.on_channel("a", batch=True)
+    def take(_: object, notifications: list[Notification]) -> None:
+        batches.append([one.payload for one in notifications])
+
+    line.put("a1", "a2")
+    line.put("a3")
+    line.announce("lost")
+    line.put("a4")
+    line.run()
+
+    assert batches == [["a1", "a2", "a3"], ["a4"]]
+
+
+# The end
+
+
+def test_join_gives_up_at_the_deadline() -> None:
+    line = Line()
+    gate = threading.Event()
+    line.during = lambda _: gate.wait(PATIENCE)
+    line.put("a1")
+    line.start()
+
+    assert not line.backlog.join(lambda: time.monotonic() - 1)
+    gate.set()
+    line.finish()
+
+
+def test_deadline_that_is_brought_forward_counts() -> None:
+    line = Line()
+    gate = threading.Event()
+    line.during = lambda _: gate.wait(PATIENCE)
+    line.put("a1")
+    line.start()
+    deadline: list[float | None] = [None]
+    joining = Background(line.backlog.join, lambda: deadline[0])
+    wait_until(lambda: line.told)
+
+    deadline[0] = time.monotonic()
+    line.backlog.hurry()
+
+    assert joining.result() is False
+    gate.set()
+    line.finish()
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_what_was_given_up_is_never_run(workers: int) -> None:
+    line = Line(workers=workers)
+    gate = threading.Event()
+    line.during = lambda _: gate.wait(PATIENCE)
+    line.put("a1", "a2")
+    line.put("a3")
+    line.announce("lost")
+    line.start()
+    wait_until(lambda: line.told)
+
+    left = line.backlog.give_up()
+    gate.set()
+    line.finish()
+
+    assert left == 2
+    assert line.told == ["a1"]
+    assert line.backlog.waiting == 0
+
+
+# All of it at once
+
+
+class Sent(NamedTuple):
+    """What the model knows of a notification: its place among all, and when it arrived."""
+
+    place: int
+    put: int
+    channel: str
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("policy", ["drop_oldest", "coalesce", "block"])
+@pytest.mark.parametrize("seed", range(6))
+def test_random_traffic_keeps_every_promise(workers: int, policy: Policy, seed: int) -> None:
+    rng = random.Random(f"{seed} {policy} {workers}")
+    line = Line(limit=rng.choice([1, 7, 60]), policy=policy, workers=workers)
+    sources = [line.source, Origin(line.record, "other")]
+    sent: dict[Origin, dict[str, Sent]] = {source: {} for source in sources}
+    announced: dict[str, tuple[Origin, int, Collection[str] | None]] = {}
+    line.during = lambda one: time.sleep(0.0002 if hash(one.payload) % 40 == 0 else 0)
+    place = 0
+    line.start()
+    for turn in range(400):
+        source = rng.choice(sources)
+        if rng.random() < 0.15:
+            channels = rng.choice([None, {"a"}, {"b", "c"}])
+            announced[f"announcement {turn}"] = source, place, channels
+            line.announce(f"announcement {turn}", channels, source)
+            continue
+        fresh = []
+        for _ in range(rng.choice([1, 1, 2, 5, 20])):
+            channel = rng.choice("abcde")
+            fresh.append(f"{channel}{place}")
+            sent[source][fresh[-1]] = Sent(place, line.puts + 1, channel)
+            place += 1
+        line.put(*fresh, source=source)
+        if rng.random() < 0.1:
+            time.sleep(0.001)
+    line.finish()
+
+    for source in sources:
+        _check_source(line, source, sent[source])
+    for what, (source, at, covered) in announced.items():
+        _check_barrier(line, what, source, at, covered, sent[source])
+    if workers == 1:
+        everything = {**sent[sources[0]], **sent[sources[1]]}
+        begun = [everything[e.what.payload].place for e in line.record if e.kind == "begin"]
+        assert begun == sorted(begun)
+    assert line.backlog.waiting == 0
+
+
+def _check_source(line: Line, source: Origin, sent: dict[str, Sent]) -> None:
+    mine = [(at, entry) for at, entry in enumerate(line.record) if entry.source is source]
+    begun = {entry.what.payload: at for at, entry in mine if entry.kind == "begin"}
+    gaps = [(at, entry.what) for at, entry in mine if entry.kind == "gap"]
+    missed = {text: one for text, one in sent.items() if text not in begun}
+
+    assert len([entry for _, entry in mine if entry.kind == "begin"]) == len(begun), "run twice"
+    assert sum(drops.count for _, drops in gaps) == len(missed) == source.dropped
+    assert source.dispatched == len(begun)
+    for channel in "abcde":
+        order = [sent[text].place for text in begun if text[0] == channel]
+        assert order == sorted(order)
+    for one in missed.values():
+        covering = [
+            at
+            for at, drops in gaps
+            if one.channel in drops.channels and drops.since < moment(one.put) <= drops.until
+        ]
+        later = [
+            at
+            for text, at in begun.items()
+            if text[0] == one.channel and sent[text].place > one.place
+        ]
+        assert covering, f"{one} was never told"
+        assert not later or covering[0] < min(later), f"{one} was told after a later one"
+
+
+def _check_barrier(
+    line: Line,
+    what: str,
+    source: Origin,
+    at: int,
+    channels: Collection[str] | None,
+    sent: dict[str, Sent],
+) -> None:
+    (position,) = [n for n, entry in enumerate(line.record) if entry.what == what]
+    for n, entry in enumerate(line.record):
+        if entry.source is not source or entry.kind not in ("begin", "end"):
+            continue
+        one = sent[entry.what.payload]
+        if channels is None or one.channel in channels:
+            assert (n < position) == (one.place < at), f"{entry} is on the wrong side of {what}"

@@ -1,0 +1,276 @@
+"""Sessions: what a reactor does with them that a Database does not."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from pgsignals import Notification
+from pgsignals._driver import READS, Result, Session, describe
+from pgsignals.errors import ConnectionLostError
+from tests.support.admin import Admin
+from tests.support.arrivals import payloads
+from tests.support.proxy import Proxy
+from tests.support.waiting import Background, is_readable, wait_until
+
+
+@pytest.fixture
+def session(dsn: str) -> Iterator[Session]:
+    session = Session(psycopg.connect(dsn, autocommit=True))
+    yield session
+    session.close()
+
+
+def answer(session: Session, arrived: list[Notification] | None = None) -> list[Result]:
+    """The answer to what was submitted; *arrived* takes the notifications that come along."""
+
+    def answered() -> bool:
+        fresh = session.read()
+        if arrived is not None:
+            arrived.extend(fresh)
+        return bool(session.answers)
+
+    wait_until(answered)
+    return session.answers.popleft()
+
+
+def listen(session: Session, channel: str) -> None:
+    session.query(f'LISTEN "{channel}"')
+
+
+# Statements that do not block
+
+
+def test_submitted_statement_is_answered_when_it_is_read(session: Session) -> None:
+    states = [session.busy]
+    session.submit("SELECT 1, 'é', NULL")
+    states.append(session.busy)
+    assert answer(session) == [Result(None, "", [("1", "é", "")])]
+    states.append(session.busy)
+
+    assert states == [False, True, False]
+    assert session.read() == []
+
+
+def test_statements_of_one_submission_are_answered_together(session: Session) -> None:
+    session.submit("SELECT 1 WHERE false; SELECT i FROM generate_series(1, 3) AS i; LISTEN x")
+
+    assert answer(session) == [
+        Result(None, "", []),
+        Result(None, "", [("1",), ("2",), ("3",)]),
+        Result(None, "", []),
+    ]
+
+
+def test_error_of_a_submitted_statement_is_an_answer(session: Session) -> None:
+    session.submit("SELECT nonsense")
+    (result,) = answer(session)
+    assert result.sqlstate == "42703"
+    assert "nonsense" in result.message
+    assert not session.ended
+
+    session.submit("SELECT 1")
+    assert answer(session) == [Result(None, "", [("1",)])]
+
+
+def test_what_was_committed_before_a_submission_arrives_with_its_answer(
+    session: Session, channel: str, admin: Admin
+) -> None:
+    listen(session, channel)
+    for number in range(100):
+        admin.notify(channel, str(number))
+        arrived: list[Notification] = []
+        session.submit("SELECT 1")
+        answer(session, arrived)
+
+        assert payloads(arrived) == [str(number)]
+
+
+def test_notification_in_the_packet_of_an_answer_is_not_stuck(
+    proxied: str, proxy: Proxy, channel: str, admin: Admin
+) -> None:
+    session = Session(psycopg.connect(proxied, autocommit=True))
+    listen(session, channel)
+    proxy.freeze("to_client")
+    session.submit("SELECT 1")
+    wait_until(lambda: proxy.held("to_client"))
+    before = proxy.held("to_client")
+    admin.notify(channel, "1")
+    wait_until(lambda: proxy.held("to_client") > before)
+    proxy.thaw()
+    wait_until(lambda: is_readable(session))
+
+    arrived = session.read()
+
+    assert len(session.answers) == 1
+    assert payloads(arrived) == ["1"]
+    session.close()
+
+
+def test_long_answer_comes_whole(session: Session) -> None:
+    session.submit("SELECT repeat('x', 5000) FROM generate_series(1, 400)")  # 2 MB
+
+    (result,) = answer(session)
+
+    assert result.rows == [("x" * 5000,)] * 400
+
+
+# Reading
+
+
+def test_read_takes_a_share_of_a_flood(session: Session, channel: str, admin: Admin) -> None:
+    size = 7000
+    listen(session, channel)
+    admin.flood(channel, 2000, size)  # 14 MB
+    shares: list[int] = []
+
+    def complete() -> bool:
+        shares.append(len(session.read()))
+        return sum(shares) == 2000
+
+    wait_until(complete)
+
+    assert max(shares) * size <= READS * 48 * 1024
+
+
+def test_read_gives_the_rest_of_a_session_that_ended_and_then_nothing(
+    session: Session, channel: str, admin: Admin
+) -> None:
+    listen(session, channel)
+    admin.notify(channel, "1")
+    wait_until(lambda: is_readable(session))
+    admin.kill(session.backend_id)
+    arrived: list[Notification] = []
+
+    def ended() -> bool:
+        arrived.extend(session.read())
+        return session.ended
+
+    wait_until(ended)
+
+    assert payloads(arrived) == ["1"]
+    assert session.read() == []
+    assert session.sqlstate == "57P01"
+    assert "terminating connection" in session.farewell
+    assert isinstance(session.lost(), ConnectionLostError)
+    assert session.lost().sqlstate == "57P01"
+
+
+def test_submitting_to_a_session_that_ended_raises_nothing(session: Session, admin: Admin) -> None:
+    admin.kill(session.backend_id)
+
+    def ended() -> bool:
+        session.submit("SELECT 1")
+        session.read()
+        return session.ended
+
+    wait_until(ended)
+
+    assert session.sqlstate == "57P01"
+
+
+def test_read_does_not_wait_for_a_thread_that_runs_a_statement(
+    session: Session, channel: str, admin: Admin
+) -> None:
+    """What arrives meanwhile is collected by that thread, which tells."""
+    listen(session, channel)
+    told: list[bool] = []
+
+    class Ear:
+        def hear(self) -> None:
+            told.append(True)
+
+    arrived: deque[Notification] = deque()
+    ear = Ear()
+    session.deliver(arrived, ear.hear)
+    sleeping = Background(session.query, "SELECT pg_sleep(1)")
+    wait_until(
+        lambda: admin.execute(
+            "SELECT 1 FROM pg_stat_activity WHERE pid = %s AND wait_event = 'PgSleep'",
+            session.backend_id,
+        )
+    )
+    admin.notify(channel, "1", "2")
+
+    while sleeping.running:
+        assert session.read() == []
+    sleeping.result()
+
+    assert payloads([*arrived, *session.read()]) == ["1", "2"]
+    assert not arrived or told == [True]
+
+
+def test_what_was_collected_before_somebody_asked_is_delivered(
+    session: Session, channel: str, admin: Admin
+) -> None:
+    listen(session, channel)
+    admin.notify(channel, "1")
+    session.query("SELECT 1")
+    arrived: deque[Notification] = deque()
+
+    session.deliver(arrived, session.shutdown)  # any bound method
+
+    assert payloads([*arrived]) == ["1"]
+
+
+# The end
+
+
+def test_shutdown_wakes_a_thread_that_waits_for_an_answer(session: Session, admin: Admin) -> None:
+    sleeping = Background(session.query, "SELECT pg_sleep(50)")
+    wait_until(lambda: session.connection.lock.locked())
+
+    session.shutdown()
+
+    with pytest.raises(ConnectionLostError):
+        sleeping.result()
+    admin.kill(session.backend_id)  # it would notice after its sleep
+
+
+def test_close_gives_the_file_number_back(dsn: str) -> None:
+    """The check after every test sees it if this one does; nothing waits for a collection."""
+    for _ in range(5):
+        Session(psycopg.connect(dsn, autocommit=True)).close()
+
+
+def test_release_leaves_no_trace(dsn: str) -> None:
+    heard: list[str] = []
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.add_notify_handler(lambda notify: heard.append(notify.payload))
+        session = Session(connection)
+        session.query("LISTEN x")
+        session.release()
+
+        connection.execute("NOTIFY x, '1'")
+
+        assert heard == ["1"]
+        assert connection._notice_handlers == []
+
+
+# Where a conninfo leads
+
+
+@pytest.mark.parametrize(
+    ("conninfo", "params", "place"),
+    [
+        ("host=db port=5433 dbname=shop", {}, "db:5433/shop"),
+        ("postgresql://app:secret@db:5433/shop?sslmode=require", {}, "db:5433/shop"),
+        ("host=db dbname=shop", {"host": "other"}, "other:5432/shop"),
+        ("host=db user=app", {}, "db:5432/app"),
+        ("", {"host": "db", "dbname": "shop", "row_factory": None}, "db:5432/shop"),
+        ("host=/run/postgresql dbname=shop", {}, "/run/postgresql:5432/shop"),
+        ("host=a,b port=5432,5433 dbname=shop", {}, "a,b:5432,5433/shop"),
+    ],
+)
+def test_place_is_told_without_connecting(
+    conninfo: str, params: dict[str, Any], place: str
+) -> None:
+    assert describe(conninfo, params) == place
+
+
+def test_place_of_an_unreadable_conninfo_is_not_told() -> None:
+    assert "secret" not in describe("passwrd=secret", {})
