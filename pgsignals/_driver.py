@@ -170,7 +170,8 @@ class Session:
 
     def _notice(self, diagnostic: psycopg.errors.Diagnostic) -> None:
         """Remember why the server ends the session: psycopg tells it nowhere else."""
-        if diagnostic.severity_nonlocalized in ("FATAL", "PANIC"):
+        fatal = diagnostic.severity_nonlocalized in ("FATAL", "PANIC")
+        if fatal or diagnostic.sqlstate == "57P02":  # a crash elsewhere is told as a warning
             self.sqlstate = diagnostic.sqlstate
             self.farewell = diagnostic.message_primary or ""
 

@@ -5,18 +5,25 @@ Arguments: where it leads, a channel, what the reactor is doing, and the ending.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import socket
 import sys
 import threading
 import time
 
-from pgsignals import Database, Notification, Reactor
+from pgsignals import Database, Error, Notification, Reactor
 
 
 def say(**facts: object) -> None:
     sys.stdout.write(json.dumps(facts) + "\n")
     sys.stdout.flush()
+
+
+def start(reactor: Reactor) -> None:
+    with contextlib.suppress(Error):
+        reactor.start()
 
 
 def main() -> None:
@@ -53,8 +60,10 @@ def main() -> None:
         reactor.notify(channel)
         assert begun.wait(30)
     if doing == "half started":
-        another = Reactor(f"{dsn} port=1 hostaddr=127.0.0.1")
-        threading.Thread(target=another.start, daemon=True).start()
+        silent = socket.create_server(("127.0.0.1", 0))
+        another = Reactor(f"{dsn} port={silent.getsockname()[1]}")
+        threading.Thread(target=start, args=(another,), daemon=True).start()
+        silent.accept()[0].detach()  # left open: it has connected, and hears nothing
     say(ending=ending)
     if ending == "exit":
         sys.exit(3)
