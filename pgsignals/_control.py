@@ -113,9 +113,11 @@ class Control:
     def close(self) -> None:
         """Close it; a statement that still waits fails.  Hardly blocks."""
         self._closed = True
-        if self._asked is not None:
+        held = self._lock.acquire(timeout=0.5)
+        if not held:
             self.shutdown()
-        if self._lock.acquire(timeout=0.5):  # else its holder connects, and closes
+            held = self._lock.acquire(timeout=0.5)
+        if held:  # else its holder connects, and closes
             try:
                 self._drop()
             finally:

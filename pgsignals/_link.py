@@ -7,11 +7,10 @@ answers taken up when they come, against deadlines that the reader keeps.  What 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import random
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal, Protocol, TypeAlias
@@ -21,6 +20,14 @@ from pgsignals._backoff import Backoff
 from pgsignals._channels import PROBE_CHANNEL, listen_sql
 from pgsignals._control import Control
 from pgsignals._driver import Result, Session, needs_care
+from pgsignals._statements import (
+    QUEUE_HOLDERS,
+    ROUND_TRIP,
+    UNGUARD,
+    WHO,
+    digest_of,
+    guard,
+)
 from pgsignals._states import Event, Proof, State, after
 from pgsignals._types import DatabaseStatus, Gap, Notification
 from pgsignals._workers import Plans
@@ -49,47 +56,8 @@ UNSENT = 0.02
 #: A round trip of the setup has this long where probing is off.
 SETUP_LIMIT = 15.0
 
-WHO = "SELECT pg_backend_pid(), pg_is_in_recovery()"
-
-# The server drops us when we are gone, so that a ghost of ours never holds its queue; and an idle
-# listener is no idle session.  Over a Unix socket the first four have no effect.
-GUARDS = {
-    "tcp_keepalives_idle": "30",
-    "tcp_keepalives_interval": "10",
-    "tcp_keepalives_count": "3",
-    "tcp_user_timeout": "30000",
-    "idle_session_timeout": "0",
-}
-UNGUARD = "; ".join(f"RESET {name}" for name in GUARDS)
-
-# pg_notification_queue_usage() also repairs a queue that stays full after its culprit has gone.
-# The sum over the channels' hashes tells what the session still listens to, at any number.
-ROUND_TRIP = (
-    "SELECT pg_notification_queue_usage(), pg_is_in_recovery(), (SELECT coalesce(sum(('x' || "
-    "substr(encode(sha256(textsend(c)), 'hex'), 1, 15))::bit(60)::bigint), 0) "
-    "FROM pg_listening_channels() AS t(c))"
-)
-
 #: Of the queue; the server itself warns from a half on.
 QUEUE_ALARM = 0.25
-
-# A session reads the queue between its transactions, and only as fast as its client reads.
-QUEUE_HOLDERS = (
-    "SELECT format('pid %s (%s, database %s), %s since %s%s', pid, "
-    "coalesce(nullif(application_name, ''), 'no name'), datname, state, state_change, "
-    "coalesce(', waits for ' || wait_event, '')) FROM pg_stat_activity "
-    "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() "
-    "AND (state LIKE 'idle in transaction%' OR wait_event = 'ClientWrite') "
-    "ORDER BY coalesce(xact_start, state_change) LIMIT 3"
-)
-
-
-def _digest(channels: Iterable[str]) -> int:
-    """What :data:`ROUND_TRIP` says of a session that listens to *channels*."""
-    return sum(
-        int(hashlib.sha256(channel.encode("utf-8", "surrogateescape")).hexdigest()[:15], 16)
-        for channel in channels
-    )
 
 
 def now_utc() -> datetime:
@@ -421,11 +389,8 @@ class Link:
         if self._behind_pooler:  # a SET would outlive us there, on somebody else's session
             self._begin_listening()
         else:
-            guards = dict(GUARDS)
-            if self._settings.blocks:
-                guards["tcp_user_timeout"] = "0"  # we may not read for long, and lose nothing
-            sql = "; ".join(f"SET {name} = {value}" for name, value in guards.items())
-            self._submit(sql, lambda _: self._begin_listening())
+            # Under "block" we may not read for long, and lose nothing.
+            self._submit(guard(patient=self._settings.blocks), lambda _: self._begin_listening())
 
     def _begin_listening(self) -> None:
         # Before the LISTEN, not after: a commit between the two would be missed by nobody's fault.
@@ -577,7 +542,7 @@ class Link:
             return
         self._proof.answered()
         self._probe_at = now + (self._settings.probe_interval or 0.0) - self.probe_seconds
-        if int(digest) == _digest(self._active | self._foreign):
+        if int(digest) == digest_of(self._active | self._foreign):
             self.reconcile()
         else:
             self._submit(LISTENING, self._mend)
@@ -711,7 +676,9 @@ class Link:
 
     def give_back(self) -> None:
         """Take our LISTENs and settings off a session that is its owner's."""
-        if self._then is None:
+        if self.lent:  # we do not know yet what is its owner's, and have not touched it
+            self._then = self._then and (lambda _: None)
+        elif self._then is None:
             ours = sorted((self._active | self._target()) - self.kept)
             sql = "; ".join(filter(None, (listen_sql(unlisten=ours), UNGUARD)))
             self._submit(sql, lambda _: None)

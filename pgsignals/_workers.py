@@ -145,6 +145,8 @@ class Workers:
                     handler(database, notification=notification)
                 except BaseException as exc:
                     self._fail(link, notification, handler, exc)
+                if worker.sessions:
+                    worker.end_transactions()
             elif plan.calls:
                 self._call_each(worker, link, plan, [notification])
             handled += 1
@@ -190,6 +192,8 @@ class Workers:
                     self._call_batch(link, call, handler, part)
                 else:
                     self._call(link, call, handler, part)
+                if worker.sessions:
+                    worker.end_transactions()
 
     def _call(
         self, link: Origin, call: Call, handler: Callable[..., Any], notification: Notification
@@ -297,14 +301,14 @@ class Worker(threading.Thread):
         self._seen_at = 0.0
         self._warned = False
         self._workers = workers
-        self._sessions: dict[Database, tuple[_driver.Session, int]] = {}
+        self.sessions: dict[Database, tuple[_driver.Session, int]] = {}
 
     def run(self) -> None:
         _current.worker = self
         try:
             self._workers.run(self)
         finally:
-            for session, _ in self._sessions.values():
+            for session, _ in self.sessions.values():
                 session.close()
             del self._workers
 
@@ -335,19 +339,33 @@ class Worker(threading.Thread):
         :param losses: of the listening session.  After another one this worker's session is
             renewed: it may have ended, too, and perhaps without a word.
         """
-        session, before = self._sessions.get(database, (None, 0))
+        session, before = self.sessions.get(database, (None, 0))
         if session is not None:
             session.read()
             if not session.ended and (before == losses or session.in_transaction):
                 return session
             session.close()
         session = _driver.Session(database.sibling_connection())
-        self._sessions[database] = session, losses
+        self.sessions[database] = session, losses
         return session
+
+    def end_transactions(self) -> None:
+        """Roll back what a handler has left open: it would swallow the next one's work."""
+        for session, _ in self.sessions.values():
+            if session.in_transaction and not session.connection.closed:
+                logger.error(
+                    "handler %s left a transaction open, which is rolled back; "
+                    "use 'with db.transaction():'",
+                    describe(self.handler),
+                )
+                try:
+                    session.connection.rollback()
+                except Exception:
+                    session.close()
 
     def open_transaction(self, database: Database) -> _driver.Session | None:
         """This worker's session with *database* while it is in a transaction."""
-        session, _ = self._sessions.get(database, (None, 0))
+        session, _ = self.sessions.get(database, (None, 0))
         return session if session is not None and session.in_transaction else None
 
 
@@ -373,9 +391,10 @@ def own_session(workers: Workers, database: Database, losses: int) -> _driver.Se
 
 def emit(signal: OrderedSignal, sender: object, **kwargs: object) -> None:
     """Send a signal of the reactor's own; what a receiver raises is logged, and ends nothing."""
-    if signal.is_muted:
-        return
-    for receiver in signal.receivers_for(sender):
+    for call in tuple(signal.calls_for(sender)):
+        receiver = call.handler() if call.still_calls(sender) else None
+        if receiver is None:
+            continue
         try:
             receiver(sender, **kwargs)
         except BaseException:

@@ -45,8 +45,10 @@ class Member(Protocol):
 Pair: TypeAlias = tuple[Any, list[Notification]]
 
 
-def check_timeout(value: object) -> Any:
+def check_timeout(value: object, name: str = "timeout") -> Any:
     """Return *value* as it is when it is None or a number of seconds >= 0.
+
+    :param name: what the message calls it.
 
     :raises TypeError: no number, or a bool.
     :raises ValueError: negative or NaN.
@@ -54,10 +56,10 @@ def check_timeout(value: object) -> Any:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (numbers.Real, Decimal)):
-        raise TypeError(f"a timeout is None or a number of seconds, not {type(value).__name__}")
+        raise TypeError(f"{name} is None or a number of seconds, not {type(value).__name__}")
     seconds = as_seconds(value)
     if math.isnan(seconds) or seconds < 0:
-        raise ValueError(f"a timeout must be None or at least 0 seconds, not {value}")
+        raise ValueError(f"{name} must be None or at least 0 seconds, not {value}")
     return value
 
 

@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
-import atexit
-import logging
-import math
 import queue
 import signal
 import threading
 import time
-import weakref
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Any, Self, get_args
 
-from pgsignals._backlog import Backlog, Policy
+from pgsignals._backlog import Policy
 from pgsignals._channels import ALL, check_channels, check_unlisten, notify_items
-from pgsignals._driver import Session
 from pgsignals._fork import Birth
-from pgsignals._link import Link, Reason, Settings
-from pgsignals._reader import Reader
-from pgsignals._types import DatabaseStatus, Gap, Status
-from pgsignals._workers import Workers, current_worker, emit, own_session
-from pgsignals.database import Database, send
-from pgsignals.errors import ClosedError, ConnectionLostError, ConnectionStateError
+from pgsignals._life import Life, Plan
+from pgsignals._link import Settings
+from pgsignals._types import DatabaseStatus, Status
+from pgsignals.database import Database
+from pgsignals.errors import ClosedError, ConnectionStateError
 from pgsignals.manager import as_seconds, check_timeout
-from pgsignals.signals import Channels, ChannelSignal, F, OrderedSignal, changes, default
-
-logger = logging.getLogger(__name__)
+from pgsignals.signals import Channels, ChannelSignal, F, OrderedSignal, default
 
 #: 2**17: more than the 100,000 of a large transaction, some 30 MB of short payloads.
 MAX_BACKLOG = 131_072
-
-#: How long a call waits for LISTENs that were asked for before it, in seconds.
-ACKNOWLEDGED_WITHIN = 10.0
-
-#: What a program that ends leaves a reactor to drain in, in seconds.
-AT_EXIT = 1.0
 
 
 class Reactor:
@@ -91,25 +77,29 @@ class Reactor:
         self._databases = tuple(_database(database) for database in databases)
         if len(set(self._databases)) < len(self._databases):
             raise ValueError("a database was given twice")
-        self._idle_seconds = _seconds("timeout", timeout, none=True)
-        self._workers = _count("workers", workers)
-        self._max_backlog = _count("max_backlog", max_backlog)
-        self._overflow: Policy = overflow
-        self._settings = Settings(
-            name=name,
-            backoff=_backoff(backoff),
-            probe_interval=_seconds("probe_interval", probe_interval, none=True),
-            probe_timeout=_seconds("probe_timeout", probe_timeout) or 0.0,
-            max_backlog=self._max_backlog,
-            blocks=overflow == "block",
+        self._own = Channels()
+        self._plan = Plan(
+            databases=self._databases,
+            channels=self._own,
+            workers=_count("workers", workers),
+            max_backlog=_count("max_backlog", max_backlog),
+            overflow=overflow,
+            idle=_seconds("timeout", timeout, none=True),
+            links=Settings(
+                name=name,
+                backoff=_backoff(backoff),
+                probe_interval=_seconds("probe_interval", probe_interval, none=True),
+                probe_timeout=_seconds("probe_timeout", probe_timeout) or 0.0,
+                max_backlog=max_backlog,
+                blocks=overflow == "block",
+            ),
         )
         self._birth = Birth()
-        self._own = Channels()
         self._listened: dict[Database, frozenset[str]] = dict.fromkeys(
             self._databases, frozenset(check_channels(channels))
         )
         self._lock = threading.Lock()  # guards _listened and which life is ours
-        self._life: _Life | None = None
+        self._life: Life | None = None
         for namespace in (default, self._own):
             namespace.watch(self)
 
@@ -134,7 +124,7 @@ class Reactor:
 
     def __repr__(self) -> str:
         names = ", ".join(database.name for database in self._databases)
-        return f"<{type(self).__name__} {self._settings.name!r}: {names}>"
+        return f"<{type(self).__name__} {self._plan.links.name!r}: {names}>"
 
     # -- handlers --------------------------------------------------------------------------------
 
@@ -181,7 +171,7 @@ class Reactor:
         with self._lock:
             before, life = self._life, self._life
             if life is None or life.over:
-                life = self._life = _Life(self)
+                life = self._life = Life(self, self._plan)
         if life is not before:
             life.start()
         elif life.is_current:
@@ -221,15 +211,22 @@ class Reactor:
         """
         check_timeout(stop_timeout)
         wishes: queue.SimpleQueue[bool] = queue.SimpleQueue()  # True: stop; False: has ended
-        self.start()
-        life = self._life
-        if life is None:
-            return
-        before = _handle_signals(lambda *_: wishes.put(True))
+        started = False
+
+        def handle(*_: object) -> None:
+            wishes.put(True)
+            if not started:  # not here: this thread may hold any lock
+                threading.Thread(target=self.stop, args=(0,), daemon=True).start()
+
+        before = _handle_signals(handle)
         try:
+            life = self._start_for(wishes)
+            if life is None:
+                return
+            started = True
             life.when_over(lambda: wishes.put(False))
             seconds = stop_timeout
-            while wishes.get():
+            while _next_wish(wishes):
                 life.ask_to_stop(
                     None if seconds is None else time.monotonic() + as_seconds(seconds)
                 )
@@ -239,6 +236,16 @@ class Reactor:
                 signal.signal(number, handler)
         if life.error is not None:
             raise life.error
+
+    def _start_for(self, wishes: queue.SimpleQueue[bool]) -> Life | None:
+        """Start, or None when that was stopped by a wish."""
+        try:
+            self.start()
+        except ClosedError:
+            if wishes.empty():
+                raise
+            return None
+        return self._life
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait until it has ended; from a handler it does not wait.
@@ -338,11 +345,11 @@ class Reactor:
         life = self._life
         if life is None:
             databases = tuple(_never_started(database) for database in self._databases)
-            return Status(running=False, backlog=0, workers=self._workers, databases=databases)
+            return Status(running=False, backlog=0, workers=self._plan.workers, databases=databases)
         return Status(
             running=life.running,
             backlog=life.backlog.waiting,
-            workers=self._workers,
+            workers=self._plan.workers,
             databases=tuple(link.status() for link in life.reader.links),
         )
 
@@ -356,330 +363,10 @@ class Reactor:
             raise ValueError(f"{database!r} is not one of this reactor's databases")
         return database
 
-    def _running_life(self, what: str) -> _Life:
+    def _running_life(self, what: str) -> Life:
         if (life := self._life) is None or life.over:
             raise ClosedError(f"{what}: the reactor is not running; call start()")
         return life
-
-
-class _Life:
-    """One life of a reactor, from start to stop: its threads, its backlog, its links."""
-
-    def __init__(self, reactor: Reactor) -> None:
-        self.reactor = reactor
-        self.backlog = Backlog(
-            reactor._max_backlog, reactor._overflow, parallel=reactor._workers > 1
-        )
-        name = reactor._settings.name
-        self.workers = Workers(
-            name,
-            reactor._workers,
-            self.backlog,
-            reactor._own,
-            reactor.any_channel,
-            reactor.handler_failed,
-        )
-        self.reader = Reader(
-            self,
-            reactor.databases,
-            self.backlog,
-            reactor._settings,
-            reactor._idle_seconds,
-        )
-        self.error: BaseException | None = None
-        self.running = False
-        self.over = False  # the sessions are closed; a new life may begin
-        self._clean = True
-        self._deadline: float | None = None
-        self._asked_to_stop = False
-        self._birth = Birth()
-        self._idle_waits = False
-        self._batched: dict[Link, tuple[int, Collection[str]]] = {}
-        self._borrowed: dict[Database, Session] = {}
-        self._served: list[Database] = []
-        self._when_over: list[Callable[[], None]] = []
-        self._over_lock = threading.Lock()
-        self._begun = threading.Event()
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._live, name=f"{name}-reader", daemon=True)
-
-    # -- start -----------------------------------------------------------------------------------
-
-    def has_begun(self) -> bool:
-        """Wait until another thread's start is over, and say whether it goes on."""
-        self._begun.wait()
-        return self.running and not self.reader.stopping
-
-    def start(self) -> None:
-        """See :meth:`Reactor.start`."""
-        try:
-            self._start()
-        finally:
-            self._begun.set()
-
-    def _start(self) -> None:
-        try:
-            for link in self.reader.links:
-                session = link.database.lend(_Service(self, link))
-                self._served.append(link.database)
-                if session is not None:
-                    self._borrowed[link.database] = session
-        except BaseException:
-            self._take_back()
-            self.over = True
-            self._done.set()
-            raise
-        _living.add(self)
-        self.workers.start()
-        self._thread.start()
-        try:
-            error = self.reader.wait_started()
-        except BaseException:  # KeyboardInterrupt: nothing of ours may stay behind
-            self.abandon()
-            raise
-        if error is None and not self.reader.starting and not self.reader.stopping:
-            self.running = True
-            return
-        self.abandon()
-        raise error or ClosedError("the reactor was stopped while it started")
-
-    def abandon(self) -> None:
-        """Roll back a start."""
-        self._deadline = time.monotonic()
-        self.reader.stop()
-        self._done.wait()
-
-    # -- stop ------------------------------------------------------------------------------------
-
-    def ask_to_stop(self, deadline: float | None) -> None:
-        """Begin to stop, or shorten the time that a stop has."""
-        with self._over_lock:
-            if not self._asked_to_stop:
-                self._deadline = deadline
-            elif deadline is not None:
-                self._deadline = min(deadline, self._deadline or deadline)
-            self._asked_to_stop = True
-        self.reader.stop()
-        self.backlog.hurry()
-
-    def stop(self, deadline: float | None) -> bool:
-        """See :meth:`Reactor.stop`."""
-        self.ask_to_stop(deadline)
-        if not self.is_current:
-            self._done.wait()
-        return self._clean
-
-    @property
-    def is_current(self) -> bool:
-        """Whether the calling thread is one of ours, which cannot wait for its own end."""
-        return (
-            threading.current_thread() is self._thread or current_worker(self.workers) is not None
-        )
-
-    def join(self, seconds: float | None) -> bool:
-        """See :meth:`Reactor.join`."""
-        if self.is_current:
-            return self.over
-        return self._done.wait(None if seconds is None else min(seconds, threading.TIMEOUT_MAX))
-
-    def when_over(self, call: Callable[[], None]) -> None:
-        """Have *call* called at the end, or now."""
-        with self._over_lock:
-            self._when_over.append(call)
-            if not self._done.is_set():
-                return
-        call()
-
-    def forget(self) -> None:
-        """In a forked child: drop the sockets without a word to the server."""
-        for link in self.reader.links:
-            link.control.forget()
-            if link.session is not None and not link.session.ended:
-                link.session.forget()
-
-    # -- the reader's thread ---------------------------------------------------------------------
-
-    def _live(self) -> None:
-        try:
-            self.reader.run(self._borrowed)
-        except BaseException as exc:
-            logger.critical("pgsignals itself has failed; the reactor stops", exc_info=True)
-            self.error = exc
-        if self.running and not self._asked_to_stop:
-            self.error = self.error or self.reader.error
-        self.reader.stopping = True
-        self.reader.settled()
-        try:
-            self._end()
-        except BaseException:
-            logger.critical("pgsignals itself has failed at its end", exc_info=True)
-        finally:
-            self.running, self.over = False, True
-            with self._over_lock:
-                self._done.set()
-                calls = tuple(self._when_over)
-            for call in calls:
-                call()
-
-    def _end(self) -> None:
-        was_running = self.running
-        self.reader.finish(self._borrowed)
-        drained = self.backlog.join(lambda: self._deadline)
-        if not drained:
-            self._clean = False
-            self._warn()
-        self.reader.close()
-        self._take_back()
-        self.running, self.over = False, True
-        _living.discard(self)
-        if was_running:
-            self._tell_stopped(drained)
-        self.backlog.end()
-        if drained:
-            for worker in self.workers.threads:
-                worker.join(1.0)
-
-    def _warn(self) -> None:
-        stuck = ", ".join(self.workers.stuck) or "none"
-        left = self.backlog.give_up()
-        logger.log(
-            logging.INFO if _exiting else logging.WARNING,
-            "stop: the time ran out with %d notifications left; handlers still running: %s",
-            left,
-            stuck,
-        )
-
-    def _tell_stopped(self, drained: bool) -> None:
-        def tell() -> None:
-            emit(self.reactor.stopped, self.reactor, error=self.error)
-
-        if drained:
-            self.backlog.announce(None, tell)
-            self.backlog.join(lambda: None)
-        else:  # no worker may be free for it
-            tell()
-
-    def _take_back(self) -> None:
-        for database in self._served:
-            database.take_back()
-
-    # -- what links tell (Events); on the reader's thread ----------------------------------------
-
-    def wanted(self, link: Link) -> set[str]:
-        return self.reactor.wanted(link.database)
-
-    def batched(self, link: Link) -> Collection[str]:
-        count, names = self._batched.get(link, (-1, ()))
-        if count != changes.count:
-            count, database = changes.count, link.database
-            names = default.batched_for(database) | self.reactor._own.batched_for(database)
-            self._batched[link] = count, names
-        return names
-
-    def connected(self, link: Link, resumed: bool) -> None:
-        self.backlog.announce(
-            link, lambda: emit(self.reactor.connected, link.database, resumed=resumed)
-        )
-
-    def lost(self, link: Link, reason: Reason, error: ConnectionLostError) -> None:
-        self.backlog.announce(
-            link, lambda: emit(self.reactor.lost, link.database, reason=reason, error=error)
-        )
-
-    def gap(self, link: Link, gap: Gap) -> None:
-        self.backlog.announce(link, lambda: self.overflowed(link, gap), gap.channels)
-
-    def overflowed(self, link: Link, gap: Gap) -> None:
-        emit(self.reactor.gap, link.database, gap=gap)
-
-    def idle(self) -> None:
-        if self._idle_waits:
-            return  # the workers are busy; a heap of idle events helps nobody
-        self._idle_waits = True
-
-        def tell() -> None:
-            self._idle_waits = False
-            emit(self.reactor.idle, self.reactor)
-
-        self.backlog.announce(None, tell)
-
-    def look_at_handlers(self) -> None:
-        self.workers.warn_of_slow()
-
-    # -- from any thread -------------------------------------------------------------------------
-
-    def link_of(self, database: Database) -> Link:
-        """The link of one of our databases."""
-        return next(link for link in self.reader.links if link.database is database)
-
-    def acknowledge(self, databases: Collection[Database]) -> None:
-        """Wait until what is wanted now is listened to."""
-        self.reader.request()
-        self.wait_settled([link for link in self.reader.links if link.database in databases])
-
-    def wait_settled(self, links: list[Link]) -> None:
-        """Wait until what has been requested is acknowledged by *links*."""
-        # Under "block" the reader may wait for the very handler that calls: then nobody can
-        # acknowledge anything before it returns.
-        in_handler = current_worker(self.workers) is not None
-        self.reader.wait_settled(
-            links, self.reader.requests, ACKNOWLEDGED_WITHIN, in_handler=in_handler
-        )
-
-    def notify(self, database: Database, items: list[tuple[str, str]]) -> int:
-        """See :meth:`Reactor.notify`."""
-        worker = current_worker(self.workers)
-        if worker is not None and (session := worker.open_transaction(database)) is not None:
-            return send(session, items)
-        link = self.link_of(database)
-        self.wait_settled([link])
-        return link.control.notify(items)
-
-
-class _Service:
-    """What a served database does through its reactor: see :class:`pgsignals.database.Host`."""
-
-    def __init__(self, life: _Life, link: Link) -> None:
-        self._life = life
-        self._link = link
-
-    def notify(self, items: list[tuple[str, str]]) -> int:
-        return self._life.notify(self._link.database, items)
-
-    def listen(self, channels: tuple[str, ...]) -> None:
-        self._life.reactor.listen(*channels, database=self._link.database)
-
-    def unlisten(self, channels: tuple[str, ...]) -> None:
-        self._life.reactor.unlisten(*channels, database=self._link.database)
-
-    def listening_channels(self) -> list[str]:
-        return list(self._link.channels)
-
-    def own_session(self) -> Session:
-        return own_session(self._life.workers, self._link.database, self._link.losses)
-
-
-# -- the end of the program ----------------------------------------------------------------------
-
-_living: weakref.WeakSet[_Life] = weakref.WeakSet()
-_exiting = False
-
-
-def _stop_all() -> None:
-    """A daemon thread that meets the end of the interpreter dies where it stands; this lets the
-    sessions be closed before.  (A thread that is no daemon would keep the interpreter alive:
-    it is joined before atexit runs.)"""
-    global _exiting
-    _exiting = True
-    lives = [life for life in _living if not life._birth.elsewhere]
-    deadline = time.monotonic() + AT_EXIT
-    for life in lives:
-        life.ask_to_stop(deadline)
-    for life in lives:
-        life.join(max(0.0, deadline + AT_EXIT - time.monotonic()))
-
-
-atexit.register(_stop_all)
 
 
 # -- arguments -----------------------------------------------------------------------------------
@@ -704,13 +391,14 @@ def _count(name: str, value: object) -> int:
 
 
 def _seconds(name: str, value: object, *, none: bool = False) -> float | None:
-    if value is None and none:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} is a number of seconds, not {type(value).__name__}")
-    if math.isnan(value) or value <= 0:
-        raise ValueError(f"{name} must be above 0 seconds, not {value}")
-    return float(value)
+    if value is None:
+        if none:
+            return None
+        raise TypeError(f"{name} is a number of seconds, not None")
+    seconds = as_seconds(check_timeout(value, name))
+    if seconds == 0:
+        raise ValueError(f"{name} must be above 0 seconds")
+    return seconds
 
 
 def _backoff(value: object) -> tuple[float, float]:
@@ -728,6 +416,16 @@ def _handle_signals(handler: Callable[[int, FrameType | None], object]) -> dict[
     if threading.current_thread() is not threading.main_thread():
         return {}
     return {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+
+
+def _next_wish(wishes: queue.SimpleQueue[bool]) -> bool:
+    # An OS signal that comes just before get() waits in C has its handler run only after the
+    # wait; so no wait is long.
+    while True:
+        try:
+            return wishes.get(timeout=1.0)
+        except queue.Empty:
+            pass
 
 
 def _never_started(database: Database) -> DatabaseStatus:

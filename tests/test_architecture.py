@@ -18,12 +18,13 @@ PACKAGE = ROOT / "pgsignals"
 # A module imports from the lines above its own only.  A new module needs a place here.
 LEVELS: list[set[str]] = [
     {"_types", "errors"},
-    {"_backoff", "_channels", "_fork", "_states", "_waker", "embedded"},
+    {"_backoff", "_channels", "_fork", "_statements", "_states", "_waker", "embedded"},
     {"_backlog", "_driver", "manager", "signals"},
     {"database"},
     {"_control", "_workers"},
     {"_link"},
     {"_reader"},
+    {"_life"},
     {"reactor"},
     {"demo"},
     {"cli"},
@@ -43,7 +44,7 @@ ONLY_IN: dict[str, set[str]] = {
 }
 
 # Time, chance and the outside world are arguments of these.
-PURE = {"_backoff", "_channels", "_states", "_types", "errors"}
+PURE = {"_backoff", "_channels", "_statements", "_states", "_types", "errors"}
 IMPURE = {"os", "queue", "select", "selectors", "socket", "subprocess", "threading", "time"}
 
 # Who may call these; nobody else does.

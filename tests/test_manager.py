@@ -447,7 +447,8 @@ def test_what_a_statement_of_the_body_brings_along_needs_no_more_traffic(
         database, notifications = pair(next(manager))
         got[database] += payloads(notifications)
     admin.notify(channel, "2")
-    listener.execute("SELECT 1")
+    wait_until(lambda: all_readable(listener, other))
+    listener.listening_channels()
     other.execute("SELECT 1")
     assert not is_readable(listener)
     assert not is_readable(other)
@@ -900,6 +901,7 @@ def test_connection_that_the_body_adds_counts_with_all_that_it_holds(
     listener: Database, other: Database, channel: str, admin: Admin, at: str
 ) -> None:
     admin.notify(channel, "1")
+    wait_until(lambda: is_readable(other))
     other.execute("SELECT 1")  # so that the socket has nothing more to tell
     assert not is_readable(other)
     if at == "idle":

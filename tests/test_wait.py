@@ -20,6 +20,7 @@ from tests.support.admin import Admin, stopped
 from tests.support.arrivals import Connect, everything, payloads, take
 from tests.support.protocol import messages
 from tests.support.proxy import Proxy
+from tests.support.uses import Use
 from tests.support.values import BAD_NUMBERS, GOOD_TIMEOUTS, NO_NUMBERS
 from tests.support.waiting import AT_ONCE, LONG, Background, hangs_fail, is_readable, wait_until
 
@@ -359,18 +360,30 @@ def test_body_may_notify_and_query(listener: Database, channel: str) -> None:
 
 
 @pytest.mark.spec("8.7", "N15")
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda database: database.execute("SELECT 1"),
+        lambda database: database.listening_channels(),
+        lambda database: database.notify("x"),
+    ],
+    ids=["execute", "listening_channels", "notify"],
+)
 def test_what_arrives_with_a_query_in_the_body_comes_after_the_rest(
-    listener: Database, channel: str, admin: Admin
+    listener: Database, channel: str, admin: Admin, ask: Use
 ) -> None:
-    admin.notify(channel, "1", "2", "3")
-    listener.execute("SELECT 1")
+    admin.flood(channel, 3)
+    wait_until(lambda: is_readable(listener))
+    ask(listener)
     got: list[str] = []
     for notification in listener.wait(AT_ONCE):
         assert notification is not None, f"only {got} arrived"
         got.append(notification.payload)
         if notification.payload == "1":
             admin.notify(channel, "4")
-            listener.execute("SELECT 1")  # brings it along
+            wait_until(lambda: is_readable(listener))
+            ask(listener)  # brings it along
+            assert not is_readable(listener)
         if notification.payload == "4":
             break
 

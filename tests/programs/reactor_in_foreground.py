@@ -40,7 +40,7 @@ def main() -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
 
     def watch() -> None:
-        while signal.getsignal(signal.SIGTERM) is own:
+        while signal.getsignal(signal.SIGTERM) is own or not reactor.running:
             time.sleep(0.001)
         say(runs=reactor.running)
 

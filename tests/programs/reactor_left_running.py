@@ -63,7 +63,8 @@ def main() -> None:
         silent = socket.create_server(("127.0.0.1", 0))
         another = Reactor(f"{dsn} port={silent.getsockname()[1]}")
         threading.Thread(target=start, args=(another,), daemon=True).start()
-        silent.accept()[0].detach()  # left open: it has connected, and hears nothing
+        silent.accept()[0].detach()  # stays open: it has connected, and hears nothing
+        silent.close()
     say(ending=ending)
     if ending == "exit":
         sys.exit(3)
