@@ -11,6 +11,7 @@ import contextlib
 import os
 import re
 import socket
+import sys
 import warnings
 import weakref
 from collections import deque
@@ -498,7 +499,7 @@ def _settings(conninfo: str, params: Mapping[str, Any]) -> dict[str, Any]:
             f"client_encoding={asked!r} is overridden with UTF8: a payload that it cannot hold "
             "would end the session",
             UserWarning,
-            stacklevel=6,
+            stacklevel=_users_level(),
         )
     settings["client_encoding"] = "UTF8"
     settings.setdefault("fallback_application_name", "pgsignals")
@@ -506,6 +507,14 @@ def _settings(conninfo: str, params: Mapping[str, Any]) -> dict[str, Any]:
         settings.setdefault("connect_timeout", CONNECT_TIMEOUT)
     settings.update((key, params[key]) for key in params.keys() & _PSYCOPG_KEYWORDS)
     return settings
+
+
+def _users_level() -> int:
+    """For ``warnings.warn`` in the calling function: the first frame that is not ours."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == "pgsignals":
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _spoken(connection: Connection) -> Connection:
