@@ -115,7 +115,7 @@ def test_loud_fault_is_told_and_mended_and_hurts_nobody_else(
     with reactor, Pinger(dsn, "a", witness) as pinger:
         pid = session_of(reactor)
         wait_until(lambda: pinger.count > 3)
-        before, begun = now(), time.monotonic()
+        begun = time.monotonic()
 
         do(server, road, pid)
 
@@ -134,7 +134,7 @@ def test_loud_fault_is_told_and_mended_and_hurts_nobody_else(
     assert lost.told["reason"] == "ended"
     assert lost.told["error"].sqlstate in sqlstates
     assert gap.gap.reason == "reconnect"
-    assert gap.gap.since <= before
+    assert gap.gap.since <= after  # a probe may still have passed before the fault
     assert gap.gap.until >= min(after, now())
     assert gap.gap.channels is None
     assert gap.gap.dropped is None

@@ -115,7 +115,7 @@ def test_primary_that_comes_back_as_a_standby_is_never_reported_as_connected(
         assert witness.kinds(database) == ["connected", "lost"]
 
         promote(server.dsn)
-        done, promoted = now(), time.monotonic()
+        promoted = time.monotonic()
         gap = witness.wait("gap")
         execute(server.dsn, "NOTIFY a, 'back'")
         witness.wait_for("back")
@@ -123,7 +123,7 @@ def test_primary_that_comes_back_as_a_standby_is_never_reported_as_connected(
     record_property("recovered", gap.at - promoted)
     assert witness.kinds(database) == ["connected", "lost", "connected", "gap"]
     assert gap.gap.since <= begun
-    assert gap.gap.until >= min(done, now())
+    assert gap.gap.until >= begun
     assert gap.at - promoted < PROMISED + BUSY
 
 
