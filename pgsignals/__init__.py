@@ -66,7 +66,10 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module, metadata
 
     if name == "__version__":
-        return metadata.version("pgsignals-reactor")
+        try:
+            return metadata.version("pgsignals-reactor")
+        except metadata.PackageNotFoundError:  # a checkout that is not installed
+            return "unknown"
     if name == "embedded":
         return import_module("pgsignals.embedded")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -36,10 +36,10 @@ def check_channel(name: object) -> str:
         raise ChannelNameError(
             "'*' means all channels in unlisten('*') and names none; choose another name"
         )
-    size = len(_encode(name, f"channel name {name!a}", ChannelNameError))
+    size = len(_encode(name, f"channel name {name!r}", ChannelNameError))
     if size > MAX_CHANNEL_BYTES:
         raise ChannelNameError(
-            f"channel name {name!a} has {size} bytes in UTF-8, over PostgreSQL's limit of "
+            f"channel name {name!r} has {size} bytes in UTF-8, over PostgreSQL's limit of "
             f"{MAX_CHANNEL_BYTES}; shorten it, or hash its tail"
         )
     return name

@@ -69,7 +69,7 @@ class Control:
                 return session
             self._drop()
         self._doubted = False
-        session = Session(self._database.sibling_connection())
+        session = self._database.sibling_session()
         if self._closed:
             session.close()
             raise ClosedError(f"the reactor that served {self._database.name} has stopped")

@@ -433,7 +433,10 @@ def call_connect(connect: Callable[[], object]) -> Connection:
     except (psycopg.OperationalError, OSError) as exc:
         reason = _one_line(exc)
     else:
-        return _spoken(check_connection(connection, "connect returned"))
+        given = check_connection(connection, "connect returned")
+        if not given.closed:
+            return _spoken(given)
+        reason = "it returned a closed connection"
     raise ConnectError(f"connect failed: {reason}")
 
 

@@ -121,8 +121,16 @@ class Life:
             self._done.set()
             raise
         _living.add(self)
-        self.workers.start()
-        self._thread.start()
+        try:
+            self.workers.start()
+            self._thread.start()
+        except BaseException:  # no thread can be had, so nobody else would clean up
+            self.backlog.end()
+            self.reader.close()
+            self._take_back()
+            self.over = True
+            self._done.set()
+            raise
         try:
             error = self.reader.wait_started()
         except BaseException:  # KeyboardInterrupt: nothing of ours may stay behind

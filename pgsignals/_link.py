@@ -50,6 +50,9 @@ LISTENS_AT_ONCE = 200
 #: Seconds for an attempt to connect where probing is off.
 CONNECT_LIMIT = 15.0
 
+#: Seconds for an attempt to connect, however rare the probes are.
+LONGEST_CONNECT = 600.0
+
 #: How soon to try again to send what a full socket did not take, in seconds.
 UNSENT = 0.02
 
@@ -102,7 +105,9 @@ class Care(Protocol):
     def watch(self, link: Link) -> None: ...
     def look_at(self, link: Link) -> None: ...
     def command(self, run: Callable[[], None]) -> None: ...
-    def spawn(self, what: str, run: Callable[[], None]) -> None: ...
+    def spawn(
+        self, what: str, run: Callable[[], None], failed: Callable[[Exception], None]
+    ) -> None: ...
     def settled(self) -> None: ...
 
 
@@ -206,7 +211,8 @@ class Link:
     def overflowed(self, drops: Drops) -> None:
         self.gaps += 1
         channels = frozenset(drops.channels)
-        gap = Gap(self.database, "overflow", drops.since, drops.until, drops.count, channels)
+        until = max(drops.since, drops.until)  # a clock may be set back
+        gap = Gap(self.database, "overflow", drops.since, until, drops.count, channels)
         self._reader.events.overflowed(self, gap)
 
     # -- its life --------------------------------------------------------------------------------
@@ -226,18 +232,20 @@ class Link:
             error: Exception | None = None
             session = None
             try:
-                session = Session(self.database.new_connection(limit))
+                session = self.database.new_session(limit)
             except Exception as exc:  # noqa: BLE001 - whatever a user's connect= raises
                 error = exc
             self._reader.command(lambda: self.opened(attempt, session, error))
 
-        self._reader.spawn("connect", run)
+        self._reader.spawn("connect", run, lambda exc: self.opened(attempt, None, exc))
 
     @property
     def _connect_limit(self) -> float:
         """An attempt that takes longer has failed, whatever keeps it."""
         interval = self._settings.probe_interval
-        return CONNECT_LIMIT if interval is None else interval + self._settings.probe_timeout
+        if interval is None:
+            return CONNECT_LIMIT
+        return min(interval + self._settings.probe_timeout, LONGEST_CONNECT)
 
     def opened(self, attempt: int, session: Session | None, error: Exception | None) -> None:
         """The outcome of an attempt."""
@@ -462,6 +470,8 @@ class Link:
             self._missed_since = None
         if (interval := self._settings.probe_interval) is not None:
             self._probe_at = now + interval * self._reader.rng.uniform(0.5, 1.0)
+        if self._held:
+            self._reader.look_at(self)
         self.settle()
 
     def _tell_gap(
@@ -565,7 +575,7 @@ class Link:
                     "; ".join(str(row[0]) for row in holders) or "none found",
                 )
 
-            self._reader.spawn("queue", run)
+            self._reader.spawn("queue", run, lambda _: None)
 
     def _mend(self, results: list[Result]) -> None:
         """Somebody has changed what our session listens to."""
@@ -592,7 +602,10 @@ class Link:
                 self._tell_gap("unlistened", since, told)
             self.reconcile()
 
-        self._submit(listen_sql(mend), mended)
+        if mend:
+            self._submit(listen_sql(mend), mended)
+        else:
+            mended([])
 
     # -- canaries --------------------------------------------------------------------------------
 
@@ -624,7 +637,7 @@ class Link:
                 error = exc
             self._reader.command(lambda: self._canary_sent(session, asked, error))
 
-        self._reader.spawn("canary", run)
+        self._reader.spawn("canary", run, lambda exc: self._canary_sent(session, asked, exc))
 
     def _canary_sent(self, session: Session | None, asked: float, error: Exception | None) -> None:
         if session is not self.session or self._canary_asked != asked:
@@ -638,7 +651,16 @@ class Link:
         self.last_error = f"no canary could be sent: {why}"
         logger.warning("%s: %s", self.database.name, self.last_error)
         self._canary_seen = time.monotonic()  # not a loss; the next attempt is an interval away
-        if self.state is State.SYNCING:
+        if self.state is not State.SYNCING:
+            return
+        if self._behind_pooler:  # which may well swallow notifications: say so, not "listening"
+            if self._reader.starting:
+                self.error = self.error or PoolerError(
+                    f"{self.database.name}: a pooler stands before the server, and whether "
+                    f"notifications come through it cannot be tried: {why}"
+                )
+            self.fail("deaf", f"behind a pooler, {self.last_error}")
+        else:
             self._synced()
 
     def _canary_arrived(self) -> None:

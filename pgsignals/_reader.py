@@ -6,6 +6,7 @@ block happens on threads beside it.
 
 from __future__ import annotations
 
+import logging
 import random
 import threading
 import time
@@ -18,6 +19,8 @@ from pgsignals._link import Events, Link, Settings, now_utc
 from pgsignals._states import State
 from pgsignals.database import Database
 from pgsignals.manager import NotificationManager
+
+logger = logging.getLogger(__name__)
 
 #: How long a session that is given back may take to forget our LISTENs, in seconds.
 GIVING_BACK = 1.0
@@ -88,7 +91,9 @@ class Reader:
 
         if not settled():
             with self._changed:
-                self._changed.wait_for(settled, seconds)
+                in_time = self._changed.wait_for(settled, seconds)
+            if not in_time:
+                logger.warning("a LISTEN was not acknowledged within %.0f s; it goes on", seconds)
 
     def wait_started(self) -> Exception | None:
         """Wait until every link listens, and return None, or the error that keeps one from it."""
@@ -96,10 +101,16 @@ class Reader:
             self._changed.wait_for(lambda: not self.starting or self.stopping)
         return self.error
 
-    def spawn(self, what: str, run: Callable[[], None]) -> None:
-        """Run what may block on a thread of its own."""
+    def spawn(
+        self, what: str, run: Callable[[], None], failed: Callable[[Exception], None]
+    ) -> None:
+        """Run what may block on a thread of its own; *failed* is told when none can be had."""
         name = f"{self._settings.name}-{what}"
-        threading.Thread(target=run, name=name, daemon=True).start()
+        try:
+            threading.Thread(target=run, name=name, daemon=True).start()
+        except RuntimeError as exc:
+            error = exc
+            self.command(lambda: failed(error))
 
     def settled(self) -> None:
         """Wake those who wait for a change."""

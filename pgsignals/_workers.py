@@ -206,6 +206,7 @@ class Workers:
                 self._refused(link, notification, notification, handler, exc)
                 return
         try:
+            call.refuse_coroutine(handler)
             handler(link.database, notification=notification, **extra)
         except BaseException as exc:
             self._fail(link, notification, handler, exc)
@@ -231,6 +232,7 @@ class Workers:
             if not given["notifications"]:
                 return
         try:
+            call.refuse_coroutine(handler)
             handler(link.database, **given)
         except BaseException as exc:
             self._fail(link, notifications, handler, exc)
@@ -345,14 +347,17 @@ class Worker(threading.Thread):
             if not session.ended and (before == losses or session.in_transaction):
                 return session
             session.close()
-        session = _driver.Session(database.sibling_connection())
+        session = database.sibling_session()
         self.sessions[database] = session, losses
         return session
 
     def end_transactions(self) -> None:
         """Roll back what a handler has left open: it would swallow the next one's work."""
-        for session, _ in self.sessions.values():
-            if session.in_transaction and not session.connection.closed:
+        for database, (session, _) in tuple(self.sessions.items()):
+            if session.connection.closed:
+                del self.sessions[database]
+                session.close()
+            elif session.in_transaction:
                 logger.error(
                     "handler %s left a transaction open, which is rolled back; "
                     "use 'with db.transaction():'",
@@ -396,6 +401,7 @@ def emit(signal: OrderedSignal, sender: object, **kwargs: object) -> None:
         if receiver is None:
             continue
         try:
+            call.refuse_coroutine(receiver)
             receiver(sender, **kwargs)
         except BaseException:
             logger.exception("receiver %s of a reactor's signal failed", describe(receiver))

@@ -106,7 +106,7 @@ class Database:
         _driver.check_connection(connection, "wrap() was given")
         database = cls()
         database._wrapped = True
-        database._adopt(connection)
+        database._adopt(Session(connection))
         return database
 
     def __repr__(self) -> str:
@@ -145,7 +145,7 @@ class Database:
         self._check_not_served("open()")
         with self._opening:
             if self.closed:
-                self._adopt(self.new_connection())
+                self._adopt(self.new_session())
         return self
 
     def new_connection(self, within: float | None = None) -> _driver.Connection:
@@ -168,17 +168,19 @@ class Database:
     def sibling_connection(self) -> _driver.Connection:
         """A connection beside the one that is ours, to the same database.  Blocks."""
         session = self._session
-        if self._wrapped and session is not None:
+        if self._wrapped and session is not None and not session.connection.closed:
             return _without_frames(lambda: _driver.open_like(session.connection))
         return self.new_connection()
 
-    def _adopt(self, connection: _driver.Connection) -> None:
-        try:
-            session = Session(connection)
-        except ConnectionStateError:
-            if not self._wrapped:
-                connection.close()
-            raise
+    def new_session(self, within: float | None = None) -> Session:
+        """A session on :meth:`new_connection`."""
+        return _session_on(self.new_connection(within))
+
+    def sibling_session(self) -> Session:
+        """A session on :meth:`sibling_connection`."""
+        return _session_on(self.sibling_connection())
+
+    def _adopt(self, session: Session) -> None:
         self._listening = set()
         self.renew(session)
 
@@ -344,6 +346,8 @@ class Database:
             arrived.extendleft(reversed(notifications))
             self._tell_watchers(but=manager)
             for _ in notifications:
+                if self._birth.elsewhere:
+                    self._birth.check("a Database")
                 if not arrived:
                     break
                 yield arrived.popleft()
@@ -500,6 +504,15 @@ def send(session: Session, items: list[tuple[str, str]]) -> int:
         return 0
     channels, payloads = zip(*items, strict=True)
     return int(session.query(NOTIFY, [list(channels), list(payloads)])[0][0])
+
+
+def _session_on(connection: _driver.Connection) -> Session:
+    """A session on a connection of ours, which is closed when it will not do."""
+    try:
+        return Session(connection)
+    except BaseException:
+        connection.close()
+        raise
 
 
 def _without_frames(connect: Callable[[], _driver.Connection]) -> _driver.Connection:

@@ -203,6 +203,7 @@ class NotificationManager:
 
     def gettimeout(self) -> float | None:
         """The timeout in seconds, the very object that was set."""
+        self._birth.check("a NotificationManager")
         return self._timeout  # type: ignore[no-any-return] # whatever number the user gave
 
     def settimeout(self, seconds: float | None) -> None:
@@ -237,8 +238,8 @@ class NotificationManager:
         self._wake()
 
     def _wake(self) -> None:
-        if not self._birth.elsewhere:  # a forked child shares the sockets
-            self._waker.wake()
+        self._birth.check("a NotificationManager")  # a forked child shares the sockets
+        self._waker.wake()
 
     # -- the iterator ----------------------------------------------------------------------------
 

@@ -233,7 +233,7 @@ class Reactor:
                 seconds = 0.0
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
         if life.error is not None:
             raise life.error
 
@@ -262,7 +262,7 @@ class Reactor:
     def running(self) -> bool:
         """True from the end of :meth:`start` until a stop has closed the sessions."""
         self._check_fork()
-        return self._life is not None and self._life.running
+        return self._life is not None and self._life.running and not self._life.over
 
     def __enter__(self) -> Self:
         self.start()

@@ -190,26 +190,28 @@ class Call:
         self.batch = batch
         self._receiver = receiver
         self.strong: Callable[..., Any] | None = None
-        if not isinstance(receiver, weakref.ref):
-            self.strong = _refuse_coroutine if iscoroutinefunction(receiver) else receiver
+        if not isinstance(receiver, weakref.ref) and not iscoroutinefunction(receiver):
+            self.strong = receiver
 
     def handler(self) -> Callable[..., Any] | None:
         """The receiver, or None when it has been collected."""
         if self.strong is not None:
             return self.strong
-        receiver: Callable[..., Any] | None = self._receiver()
-        return _refuse_coroutine if iscoroutinefunction(receiver) else receiver
+        weak = isinstance(self._receiver, weakref.ref)
+        receiver: Callable[..., Any] | None = self._receiver() if weak else self._receiver
+        return receiver
+
+    def refuse_coroutine(self, handler: Callable[..., Any]) -> None:
+        """As blinker's ``send``: a coroutine that nobody awaits would be silence."""
+        if self.strong is None and iscoroutinefunction(handler):
+            raise RuntimeError(
+                "a coroutine function cannot be a handler: handlers run on threads; hand over to "
+                "the event loop with asyncio.run_coroutine_threadsafe"
+            )
 
     def still_calls(self, sender: Any) -> bool:
         """Whether it would be made again for *sender*, after a change."""
         return self.signal.calls(self.receiver_id, sender)
-
-
-def _refuse_coroutine(*_: object, **__: object) -> None:
-    raise RuntimeError(
-        "a coroutine function cannot be a handler: handlers run on threads; hand over to the "
-        "event loop with asyncio.run_coroutine_threadsafe"
-    )
 
 
 class ChannelSignal(OrderedSignal):

@@ -73,7 +73,7 @@ def test_error_for_a_long_name_tells_name_size_and_limit(name: str) -> None:
         check_channel(name)
 
     message = str(caught.value)
-    assert ascii(name) in message
+    assert repr(name) in message
     assert "64 bytes" in message
     assert "63" in message
 
