@@ -153,7 +153,7 @@ class Session:
         :param on_arrival: a bound method, held weakly; called when *arrived* was empty, in the
             thread that ran the statement.
         """
-        if arrived is not self._arrived:
+        if self._on_arrival is None:  # what came before somebody asked
             arrived.extend(self._arrived)
         self._arrived = arrived
         self._on_arrival = weakref.WeakMethod(on_arrival)
@@ -317,11 +317,6 @@ class Session:
             self.unsent = self.pgconn.flush() == 1
         except psycopg.OperationalError as exc:
             self.broken = exc
-
-    @property
-    def busy(self) -> bool:
-        """Whether an answer is still to come."""
-        return self._submitted
 
     def _take_results(self) -> bool:
         pgconn = self.pgconn

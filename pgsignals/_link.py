@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -146,6 +147,7 @@ class Link:
         self.proven_since = self._proof.since  # what was committed before has been delivered
         self._missed_since: datetime | None = None
         self._held: list[Notification] = []
+        self._collected: deque[Notification] = deque()
         self._then: Callable[[list[Result]], None] | None = None
         self._answer_by: float | None = None
         self._asked = 0.0
@@ -182,6 +184,8 @@ class Link:
             return []
         self.proven_since = self._proof.since  # before what this read may prove
         notifications = session.read()
+        while self._collected:  # with a statement of the connection's owner, before the read
+            notifications.insert(0, self._collected.pop())
         if session.canaries:
             session.canaries = 0
             notifications = [one for one in notifications if one[0] != PROBE_CHANNEL]
@@ -194,6 +198,10 @@ class Link:
         if self._held:
             notifications, self._held = self._held + notifications, []
         return notifications
+
+    def _collected_more(self) -> None:
+        """Whoever owns a wrapped connection has run a statement on it, against our advice."""
+        self._reader.look_at(self)
 
     def _hold(self, notifications: list[Notification]) -> None:
         """Keep what arrives before ``connected`` and ``gap`` have been told.  Too much of it
@@ -456,6 +464,7 @@ class Link:
         self._up_since = now
         if session is not None:
             self.database.renew(session)
+            session.deliver(self._collected, self._collected_more)
         if self._behind_pooler:
             logger.warning(
                 "%s: a pooler stands before the server; it lets notifications through, so it "

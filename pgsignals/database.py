@@ -450,6 +450,8 @@ class Database:
     def take_back(self) -> None:
         """The reactor is done with this database; its session is open, or has ended."""
         self._host = None
+        if self._session is not None:
+            self._session.deliver(self._arrived, self._tell_watchers)
         self._tell_watchers()
 
     # -- checks ----------------------------------------------------------------------------------

@@ -201,3 +201,17 @@ def test_server_waits_for_a_reader_only_where_it_may_block(
 
     assert said == (patience,)
     assert after == ("0",)
+
+
+def test_what_comes_along_with_a_statement_of_the_owner_of_a_wrapped_connection_is_handled(
+    dsn: str, channel: str, admin: Admin
+) -> None:
+    heard: list[str] = []
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        reactor = Reactor(Database.wrap(connection))
+        reactor.on_channel(channel)(lambda db, notification: heard.append(notification.payload))
+        with reactor:
+            for payload in ("1", "2", "3"):
+                admin.notify(channel, payload)
+                connection.execute("SELECT 1")
+            wait_until(lambda: heard == ["1", "2", "3"])
