@@ -203,7 +203,7 @@ class Workers:
             try:
                 extra["value"] = call.decode(notification.payload)
             except BaseException as exc:
-                self._refused(link, notification, notification, handler, exc)
+                self._fail(link, notification, handler, exc, decoding=True)
                 return
         try:
             call.refuse_coroutine(handler)
@@ -225,7 +225,7 @@ class Workers:
                 try:
                     value = call.decode(notification.payload)
                 except BaseException as exc:
-                    self._refused(link, notification, [notification], handler, exc)
+                    self._fail(link, [notification], handler, exc, decoding=True)
                 else:
                     given["notifications"].append(notification)
                     given["values"].append(value)
@@ -239,57 +239,28 @@ class Workers:
 
     # -- failures --------------------------------------------------------------------------------
 
-    def _refused(
-        self,
-        link: Origin,
-        notification: Notification,
-        told: Notification | list[Notification],
-        handler: Callable[..., Any],
-        error: BaseException,
-    ) -> None:
-        # Without the error's text: a decoder's often repeats the payload.
-        logger.error(
-            "the decode of %s refused a payload on channel %r of %s (%s)",
-            describe(handler),
-            notification.channel,
-            link.database.name,
-            type(error).__name__,
-        )
-        self._tell_failed(link, told, handler, error)
-
     def _fail(
         self,
         link: Origin,
-        notification: Notification | list[Notification],
+        told: Notification | list[Notification],
         handler: Callable[..., Any],
         error: BaseException,
+        *,
+        decoding: bool = False,
     ) -> None:
-        first = notification[0] if isinstance(notification, list) else notification
-        logger.error(
-            "handler %s failed on channel %r of %s",
-            describe(handler),
-            first.channel,
-            link.database.name,
-            exc_info=error,
-        )
-        self._tell_failed(link, notification, handler, error)
-
-    def _tell_failed(
-        self,
-        link: Origin,
-        notification: Notification | list[Notification],
-        handler: Callable[..., Any],
-        error: BaseException,
-    ) -> None:
+        """Log a failure, count it and tell it; *told* is the list, for a batch handler."""
+        channel = (told[0] if isinstance(told, list) else told).channel
+        name, where = describe(handler), link.database.name
+        if decoding:  # without the error's text: a decoder's often repeats the payload
+            kind = type(error).__name__
+            message = "the decode of %s refused a payload on channel %r of %s (%s)"
+            logger.error(message, name, channel, where, kind)
+        else:
+            message = "handler %s failed on channel %r of %s"
+            logger.error(message, name, channel, where, exc_info=error)
         with self._failed_lock:
             link.failed += 1
-        emit(
-            self._handler_failed,
-            link.database,
-            notification=notification,
-            handler=handler,
-            error=error,
-        )
+        emit(self._handler_failed, link.database, notification=told, handler=handler, error=error)
 
 
 class Worker(threading.Thread):
