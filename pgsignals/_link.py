@@ -275,13 +275,17 @@ class Link:
         self.happen(Event.OPENED)
         self.session = session
         self._active, self._foreign, self._held = set(), set(), []
-        self._then = self._answer_by = self._probe_at = None
-        self._canary_asked, self._canary_by, self._doubted = None, None, False
+        self._expect_nothing()
         self._canary_seen = 0.0
         self._reason, self._why = "ended", None
         self._behind_pooler = False
         self._reader.watch(self)
         self._submit(WHO, self._set_up)
+
+    def _expect_nothing(self) -> None:
+        """No answer and no canary is on its way on this session."""
+        self._then = self._answer_by = self._probe_at = None
+        self._canary_asked, self._canary_by, self._doubted = None, None, False
 
     def refused(self, error: Exception) -> None:
         """An attempt has failed."""
@@ -330,8 +334,7 @@ class Link:
         self.last_error = str(error)
         announced = self.state is State.LISTENING
         self.happen(Event.LOST)
-        self._then = self._answer_by = self._probe_at = None
-        self._canary_asked, self._canary_by, self._doubted = None, None, False
+        self._expect_nothing()
         if announced:
             self._missed_since = self._missed_since or self._proof.since
             self._backoff.ended_after(time.monotonic() - self._up_since)
