@@ -9,7 +9,7 @@ class Backoff:
     """Capped exponential backoff with full jitter.
 
     :param first: upper bound of the first wait, in seconds.
-    :param longest: upper bound of every wait, in seconds.
+    :param longest: upper bound of every wait, in seconds, save a slow one.
 
     Full jitter (a wait drawn evenly between almost nothing and the bound) spreads a herd of
     clients best; the bound starts anew only when a link has stayed up for *longest* seconds, so
@@ -29,14 +29,19 @@ class Backoff:
     def next_delay(self, rng: random.Random, *, slowly: bool = False) -> float:
         """Seconds to wait before the next attempt.
 
-        :param slowly: the failure will not mend itself soon (a wrong password), and trying again
-            may lock an account: wait the longest.
+        :param slowly: as :meth:`slow_delay`.
         """
         bound = min(self._longest, self._first * 2.0 ** min(self._failures, 60))
         self._failures += 1
         if slowly:
-            return self._longest
+            return self.slow_delay(rng)
         return rng.uniform(min(self._first, bound) / 10, bound)
+
+    def slow_delay(self, rng: random.Random) -> float:
+        """Seconds to wait where the failure will not mend itself soon (a wrong password), and
+        trying again may lock an account: the longest, and up to a tenth more, as those who were
+        refused together must not come back together."""
+        return self._longest * rng.uniform(1.0, 1.1)
 
     def ended_after(self, seconds_up: float) -> None:
         """A link that had stayed up for *seconds_up* has ended."""

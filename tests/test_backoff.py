@@ -63,7 +63,16 @@ def test_waits_of_a_herd_are_spread() -> None:
 
 def test_failure_that_does_not_mend_itself_waits_long_from_the_start() -> None:
     assert Backoff(0.1, 30.0).next_delay(SHORTEST, slowly=True) >= 30.0
-    assert Backoff(0.1, 30.0).next_delay(LONGEST, slowly=True) == 30.0
+    assert Backoff(0.1, 30.0).next_delay(LONGEST, slowly=True) == pytest.approx(33.0)
+
+
+def test_those_who_were_refused_together_do_not_come_back_together() -> None:
+    rng = random.Random(1)
+
+    delays = sorted(Backoff(0.1, 30.0).slow_delay(rng) for _ in range(100))
+
+    assert delays[0] >= 30.0
+    assert all(later - earlier > 0.1 for earlier, later in zip(delays, delays[20:], strict=False))
 
 
 def test_failures_are_counted() -> None:

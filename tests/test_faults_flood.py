@@ -31,14 +31,15 @@ def test_flood_whose_handler_stands_still_holds_up_no_other_channel_and_no_other
         def hear(db: Database, notification: Notification) -> None:
             heard.append((db, notification.payload))
 
-        admin.flood(flooded, FLOOD)
-        wait_until(lambda: reactor.status().databases[0].received == FLOOD)
-        for payload in ("1", "2", "3"):
-            admin.notify(other, payload)
-        wait_until(lambda: len(heard) == 6)  # all of it behind the flood, and none of it waits
-        assert seen == []
-
-        gate.set()
+        try:
+            admin.flood(flooded, FLOOD)
+            wait_until(lambda: reactor.status().databases[0].received == FLOOD)
+            for payload in ("1", "2", "3"):
+                admin.notify(other, payload)
+            wait_until(lambda: len(heard) == 6)  # all behind the flood, and none of it waits
+            assert seen == []
+        finally:
+            gate.set()
         wait_until(lambda: len(seen) == FLOOD)
         status = reactor.status()
 
