@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Hashable, Iterable
 from datetime import datetime
+from operator import itemgetter
 from typing import Literal, Protocol, TypeAlias
 
 from pgsignals._types import Notification
@@ -23,6 +24,9 @@ Policy: TypeAlias = Literal["drop_oldest", "coalesce", "block"]
 
 #: Notifications that a worker runs of one lane while others are ready.
 TURN = 256
+
+#: Notifications that a worker takes at once at most: it takes what it handles in an instant.
+RUN = 64
 
 
 class Source(Protocol):
@@ -66,6 +70,19 @@ class Segment:
         self.notifications = deque(notifications)
         self.since = since
         self.received = received
+
+
+class _Parts(dict[str, list[Notification]]):
+    """What arrived at once by channel; what is not *apart* (None: everything is) in one list."""
+
+    def __init__(self, apart: Collection[str] | None) -> None:
+        self.by_lane: dict[str | None, list[Notification]] = {}
+        self._apart = apart
+
+    def __missing__(self, channel: str) -> list[Notification]:
+        apart = self._apart is None or channel in self._apart
+        part = self[channel] = self.by_lane.setdefault(channel if apart else None, [])
+        return part
 
 
 class Arrival:
@@ -123,12 +140,13 @@ class Announcement:
 class Lane:
     """Segments and announcements in order; one worker at a time."""
 
-    __slots__ = ("at", "busy", "channel", "items", "queued", "source")
+    __slots__ = ("at", "busy", "channel", "held", "items", "queued", "source")
 
     def __init__(self, source: Source | None, channel: str | None) -> None:
         self.source = source
         self.channel = channel
         self.items: deque[Segment | Announcement] = deque()
+        self.held: deque[Notification] = deque()  # what its worker has taken and not begun
         self.busy = False
         self.queued = False
         self.at: Announcement | None = None  # the one it has come to and waits for
@@ -147,7 +165,7 @@ class Backlog:
 
     def __init__(self, limit: int, policy: Policy, *, parallel: bool) -> None:
         self.lock = threading.Lock()
-        self.waiting = 0
+        self._queued = 0  # in lanes
         self.keys: set[Hashable] | None = set() if policy == "coalesce" else None
         self.reader_waits = False
         self.on_wait: Callable[[], None] = lambda: None  # is called when the reader has to wait
@@ -155,6 +173,8 @@ class Backlog:
         self._blocking = policy == "block"
         self._unbounded = False  # at the end, what "block" had promised not to lose
         self._parallel = parallel
+        self._run = max(1, min(RUN, limit // 8))
+        self._busy: set[Lane] = set()
         self._lanes: dict[tuple[Source | None, str | None], Lane] = {}
         self._ready: deque[Lane | Announcement] = deque()
         self._arrivals: deque[Arrival] = deque()
@@ -165,6 +185,11 @@ class Backlog:
         self._quiet = threading.Condition(self.lock)
         self._running = 0
         self._ending = False
+
+    @property
+    def waiting(self) -> int:
+        """Notifications that have not begun."""
+        return self._queued + sum(len(lane.held) for lane in tuple(self._busy))
 
     # -- the reader's side -----------------------------------------------------------------------
 
@@ -189,9 +214,10 @@ class Backlog:
                     lane = self._lane(source, segment.channel)
                     lane.items.append(segment)
                     self._advance(lane)
-                self.waiting += len(part)
-            if self.waiting > self._limit and not (self._blocking or self._unbounded):
-                self._drop(self.waiting - self._limit)
+                self._queued += len(part)
+            excess = self.waiting - self._limit
+            if excess > 0 and not (self._blocking or self._unbounded):
+                self._drop(min(excess, self._queued))
             self._prune()
 
     def _coalesced(self, source: Source, notifications: list[Notification]) -> list[Notification]:
@@ -220,14 +246,13 @@ class Backlog:
         batched = source.batched()
         if not batched and not self._parallel:
             return [Segment(source, None, notifications, since, received)]
-        parts: dict[str | None, list[Notification]] = {}
-        for notification in notifications:
-            channel = notification.channel
-            key = channel if self._parallel or channel in batched else None
-            if (part := parts.get(key)) is None:
-                part = parts[key] = []
-            part.append(notification)
-        return [Segment(source, key, part, since, received) for key, part in parts.items()]
+        parts = _Parts(None if self._parallel else batched)
+        lists = map(parts.__getitem__, map(itemgetter(0), notifications))
+        deque(map(list.append, lists, notifications), maxlen=0)  # the loop is C's
+        return [
+            Segment(source, channel, part, since, received)
+            for channel, part in parts.by_lane.items()
+        ]
 
     def _drop(self, count: int) -> None:
         while count:
@@ -249,7 +274,7 @@ class Backlog:
             drops.since = min(drops.since, segment.since)
             drops.until = max(drops.until, segment.received)
             source.dropped += given_up
-            self.waiting -= given_up
+            self._queued -= given_up
             count -= given_up
             self._stand_first(source, self._lane(source, segment.channel))
 
@@ -266,7 +291,7 @@ class Backlog:
         arrivals = self._arrivals
         while arrivals and not arrivals[0].waits:
             arrivals.popleft()
-        if len(arrivals) > 2 * self.waiting + 64:
+        if len(arrivals) > 2 * self._queued + 64:
             self._arrivals = deque(arrival for arrival in arrivals if arrival.waits)
 
     # -- announcements ---------------------------------------------------------------------------
@@ -390,6 +415,7 @@ class Backlog:
             self._advance(first)
             return None
         first.busy = True
+        self._busy.add(first)
         return first, items[0]
 
     def has_other_work(self) -> bool:
@@ -400,7 +426,7 @@ class Backlog:
         """Everything of the segment's channel that is there at once, taken."""
         with self.lock:
             taken: list[Notification] = []
-            for item in tuple(lane.items):
+            for item in lane.items:
                 if not isinstance(item, Segment):
                     break
                 if item.source is not segment.source or item.channel != segment.channel:
@@ -410,11 +436,34 @@ class Backlog:
             if self.keys is not None:
                 for notification in taken:
                     self.keys.discard((segment.source, notification.channel, notification.payload))
-            self.waiting -= len(taken)
-            self.make_space()
+            self._queued -= len(taken)
+            self._make_space()
             return taken
 
-    def make_space(self) -> None:
+    def begin(self, lane: Lane, segment: Segment, most: int) -> Notification | None:
+        """The next notification of *segment*, for the worker that runs it; those that follow,
+        *most* in all, are put into the lane's ``held``.
+
+        What is held cannot be dropped any more, and an announcement comes after it; so take
+        only what is handled in an instant.
+
+        :returns: None when something else is first in the lane.
+        """
+        with self.lock:
+            notifications = segment.notifications
+            if not notifications or lane.items[0] is not segment:
+                self._make_space()  # for what has been held
+                return None
+            run = [notifications.popleft() for _ in range(min(most, self._run, len(notifications)))]
+            self._queued -= len(run)
+            lane.held.extend(run[1:])
+            self._make_space()
+            if self.keys is not None:
+                for channel, payload, _ in run:
+                    self.keys.discard((segment.source, channel, payload))
+            return run[0]
+
+    def _make_space(self) -> None:
         """Let a reader that waits go on; called with the lock held.
 
         Only when half is free: to hand over one at a time would cost a thread switch each.
@@ -436,6 +485,7 @@ class Backlog:
                 lane, segment = task
                 segment.source.dispatched += dispatched
                 lane.busy = False
+                self._busy.discard(lane)
                 self._advance(lane)
                 self._retire(lane)
             if not self._running and not self._ready:
@@ -499,7 +549,9 @@ class Backlog:
     def give_up(self) -> int:
         """Throw away what waits, and return how many notifications that were."""
         with self.lock:
-            left, self.waiting = self.waiting, 0
+            left, self._queued = self.waiting, 0
+            for lane in self._busy:
+                lane.held.clear()
             for arrival in self._arrivals:
                 arrival.clear()
             for lane in self._lanes.values():

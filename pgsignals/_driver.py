@@ -15,7 +15,8 @@ import sys
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice, repeat
 from typing import Any, NamedTuple, TypeAlias
 
 import psycopg
@@ -38,9 +39,13 @@ Transaction: TypeAlias = psycopg.Transaction
 Query: TypeAlias = psycopg.abc.Query
 Params: TypeAlias = psycopg.abc.Params
 
-#: Reads of one :meth:`Session.read`.  libpq takes about 16 kB at a time, so a share of a flood
-#: is about a megabyte: large enough to be fast, small enough for other connections' turn.
-READS = 64
+#: Reads of one :meth:`Session.read`.  libpq takes about 16 kB at a time, so a burst of half a
+#: megabyte comes in one piece, and other connections still get their turn.
+READS = 32
+
+#: Notifications of one read while a flood goes on.  So few are handled before they have left the
+#: processor's cache, and before the garbage collector looks at them (at 700 new objects).
+SHARE = 200
 
 #: libpq's default is to wait for ever, psycopg's 130 seconds.
 CONNECT_TIMEOUT = 10
@@ -49,6 +54,9 @@ CONNECT_TIMEOUT = 10
 _PATIENCE = 0.01
 
 _PROBE = PROBE_CHANNEL.encode()
+
+#: What is no text in the client's encoding arrives all the same, and can be sent back as it came.
+_BYTES_AS_TEXT = "surrogateescape"
 
 _PSYCOPG_KEYWORDS = {"prepare_threshold", "context", "row_factory", "cursor_factory"}
 
@@ -78,6 +86,23 @@ class Result(NamedTuple):
     """As text; NULL is ``""``."""
 
 
+class _Names(dict[bytes, str]):
+    """Channel names, each decoded once."""
+
+    def __init__(self) -> None:
+        self.canaries = 0
+        self.encoding = ""
+
+    def __missing__(self, relname: bytes) -> str:
+        if relname == _PROBE:  # never cached, so that looking for it costs nothing elsewhere
+            self.canaries += 1
+            return PROBE_CHANNEL
+        if len(self) >= 1 << 16:
+            self.clear()
+        name = self[relname] = str(relname, self.encoding, _BYTES_AS_TEXT)
+        return name
+
+
 class Session:
     """One open connection and what arrives on it.
 
@@ -97,16 +122,15 @@ class Session:
         self.ended = False
         self.sqlstate: str | None = None
         self.farewell = ""
-        self.canaries = 0
         self.unsent = False
+        self.more = False  # the last read has stopped before the end of what was there
         self.contended = False  # the last read had to leave the connection to another thread
         self.broken: psycopg.Error | None = None  # what a statement met that could not be sent
         self.answers: deque[list[Result]] = deque()
         self._arrived: deque[Notification] = deque()
         self._on_arrival: weakref.WeakMethod[Callable[[], None]] | None = None
         self._fd = connection.fileno()
-        self._names: dict[bytes, str] = {}
-        self._encoding = ""
+        self._names = _Names()
         self._client_encoding: bytes | None = None
         self._submitted = False
         self._results: list[Result] = []
@@ -165,7 +189,7 @@ class Session:
         self._follow_encoding()
         relname, pid, extra = notify
         first = not self._arrived
-        self._arrived.append(Notification(self._name(relname), self._text(extra), pid))
+        self._arrived.append(Notification(self._names[relname], self._text(extra), pid))
         if first and self._on_arrival and (tell := self._on_arrival()) is not None:
             tell()
 
@@ -183,27 +207,31 @@ class Session:
         self._client_encoding = name
         self._names.clear()
         try:
-            self._encoding = self.connection.info.encoding
+            encoding = self.connection.info.encoding
         except psycopg.NotSupportedError:
-            self._encoding = "ascii"
-        if self._encoding == "ascii":  # SQL_ASCII promises nothing; UTF-8 is the best guess
-            self._encoding = "utf-8"
-
-    def _name(self, relname: bytes) -> str:
-        if relname == _PROBE:  # never cached, so that looking for it costs nothing elsewhere
-            self.canaries += 1
-            return PROBE_CHANNEL
-        if (name := self._names.get(relname)) is None:
-            if len(self._names) >= 1 << 16:
-                self._names.clear()
-            name = self._names[relname] = self._text(relname)
-        return name
+            encoding = "ascii"
+        # SQL_ASCII promises nothing; UTF-8 is the best guess.
+        self._names.encoding = "utf-8" if encoding == "ascii" else encoding
 
     def _text(self, raw: bytes) -> str:
-        return raw.decode(self._encoding, "surrogateescape")
+        return str(raw, self._names.encoding, _BYTES_AS_TEXT)
 
-    def read(self) -> list[Notification]:
-        """What the socket has, without waiting, at most :data:`READS` reads of it.
+    def _texts(self, raws: Iterable[bytes]) -> list[str]:
+        if self._names.encoding == "utf-8":
+            with contextlib.suppress(UnicodeDecodeError):
+                return list(map(bytes.decode, raws))  # the fast way, and nearly always the one
+        return [self._text(raw) for raw in raws]
+
+    def take_canary(self) -> bool:
+        """Whether notifications on the probe channel were read since the last call."""
+        arrived, self._names.canaries = self._names.canaries > 0, 0
+        return arrived
+
+    def read(self, share: int = SHARE) -> list[Notification]:
+        """What the socket has, without waiting: a burst at once, a flood in shares; :attr:`more`
+        tells whether there may be more.
+
+        :param share: notifications, while a flood goes on.
 
         Never raises for a session that ends: :attr:`ended` tells, and the rest is returned.
         """
@@ -214,45 +242,53 @@ class Session:
         if self.contended:
             return fresh  # a thread that runs a statement collects what arrives, and tells
         try:
-            self._read(fresh)
+            self._read(fresh, share)
         finally:
             self.connection.lock.release()
         return fresh
 
-    def _read(self, fresh: list[Notification]) -> None:
+    def _read(self, fresh: list[Notification], share: int) -> None:
         self._follow_encoding()
-        consume, notifies, append = self.pgconn.consume_input, self.pgconn.notifies, fresh.append
-        name_of, name, encoding = self._names.get, self._name, self._encoding
-        new = tuple.__new__
+        # An answer must not overtake what came before it.
+        most = share if self.more and not self._submitted else sys.maxsize
+        self._take_notifies(fresh, most)
+        self.more = True
         for _ in range(READS):
+            if len(fresh) >= most:
+                break
             try:
-                consume()
+                self.pgconn.consume_input()
             except psycopg.OperationalError as exc:
                 if self._submitted:
                     with contextlib.suppress(psycopg.OperationalError):
                         self._take_results()  # the server's farewell is among them
                 self._end(exc)
             before = len(fresh)
-            while (notify := notifies()) is not None:
-                relname, pid, extra = notify
-                append(
-                    new(
-                        Notification,
-                        (
-                            name_of(relname) or name(relname),
-                            extra.decode(encoding, "surrogateescape"),
-                            pid,
-                        ),
-                    )
-                )
-            if self.farewell and not self.ended:
+            self._take_notifies(fresh, most)
+            if self.farewell:
                 self.ended = True  # the server has said so; the end of the stream only follows
+            if self.ended:
+                self._take_notifies(fresh, sys.maxsize)
             if self._submitted and not self.ended and self._take_results():
                 continue  # what followed the answer in the same packet is still in the buffer
             if self.ended or len(fresh) == before:
+                self.more = False
                 break
         if self.broken is not None and not self.ended:
             self._end(self.broken)
+            self._take_notifies(fresh, sys.maxsize)
+
+    def _take_notifies(self, fresh: list[Notification], most: int) -> None:
+        """Move what libpq holds to *fresh*, until that has *most*.
+
+        Column by column, so that the loops are C's.
+        """
+        if raw := list(islice(iter(self.pgconn.notifies, None), most - len(fresh))):
+            relnames, pids, extras = zip(*raw, strict=True)
+            del raw  # else the garbage collector would look at them
+            names = map(self._names.__getitem__, relnames)
+            rows = zip(names, self._texts(extras), pids, strict=True)
+            fresh += map(tuple.__new__, repeat(Notification), rows)
 
     def _end(self, exc: psycopg.Error) -> None:
         self.ended = True
@@ -284,7 +320,7 @@ class Session:
 
     def _encode(self, sql: str) -> bytes:
         self._follow_encoding()
-        return sql.encode(self._encoding)
+        return sql.encode(self._names.encoding)
 
     def text(self, value: str | bytes) -> str:
         """A value of :meth:`query` as text; psycopg leaves bytes where SQL_ASCII is spoken."""
@@ -453,14 +489,40 @@ def describe(conninfo: str, params: Mapping[str, Any]) -> str:
         given = _parse(conninfo, params)
     except ConnectError:
         return "(unreadable conninfo)"
+    host, port, dbname, user = _with_defaults(given, "host", "port", "dbname", "user")
+    return _place(host, port, dbname or user)
+
+
+def endpoint(conninfo: str) -> tuple[str, int]:
+    """The one host, or directory of a Unix socket, and the port that *conninfo* leads to.
+
+    :raises ConnectError: it cannot be read.
+    :raises ValueError: it names no host, or several.
+    """
+    host, hostaddr, port = _with_defaults(_parse(conninfo, {}), "host", "hostaddr", "port")
+    host = hostaddr or host
+    if not host or "," in host + port:
+        raise ValueError(f"the connection string must name one host, not {host or 'none'}")
+    return host, int(port)
+
+
+def redirected(conninfo: str, port: int) -> str:
+    """*conninfo*, led to *port* on 127.0.0.1.  A host's name stays: TLS compares it."""
+    settings = _parse(conninfo, {})
+    [host] = _with_defaults(settings, "host")
+    settings |= {"hostaddr": "127.0.0.1", "port": port}
+    if not host or host.startswith("/"):
+        settings["host"] = "127.0.0.1"
+    return psycopg.conninfo.make_conninfo("", **settings)
+
+
+def _with_defaults(settings: Mapping[str, Any], *names: str) -> list[str]:
+    """What libpq makes of *settings*, with its variables and defaults."""
     defaults = {
         option.keyword.decode(): (option.val or b"").decode(errors="replace")
         for option in pq.Conninfo.get_defaults()
     }
-    host, port, dbname, user = (
-        str(given.get(key) or defaults.get(key) or "") for key in ("host", "port", "dbname", "user")
-    )
-    return _place(host, port, dbname or user)
+    return [str(settings.get(name) or defaults.get(name) or "") for name in names]
 
 
 def _place(host: str, port: object, dbname: str) -> str:
@@ -549,6 +611,12 @@ def _no_conversion(encoding: str) -> EncodingError:
         f"the database's encoding {encoding} has no conversion to UTF8; "
         "use a database with encoding UTF8"
     )
+
+
+def versions() -> tuple[str, str]:
+    """Of psycopg and of the libpq that it uses."""
+    major, minor = divmod(pq.version(), 10_000)
+    return psycopg.__version__, f"{major}.{minor}"
 
 
 def needs_care(error: Exception) -> bool:

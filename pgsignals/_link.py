@@ -20,7 +20,7 @@ from pgsignals._backlog import Drops
 from pgsignals._backoff import Backoff
 from pgsignals._channels import PROBE_CHANNEL, listen_sql
 from pgsignals._control import Control
-from pgsignals._driver import Result, Session, needs_care
+from pgsignals._driver import SHARE, Result, Session, needs_care
 from pgsignals._statements import (
     QUEUE_HOLDERS,
     ROUND_TRIP,
@@ -59,6 +59,9 @@ UNSENT = 0.02
 
 #: A round trip of the setup has this long where probing is off.
 SETUP_LIMIT = 15.0
+
+#: Notifications of a flood that are read for each channel with a handler that wants batches.
+BATCH = 32
 
 #: Of the queue; the server itself warns from a half on.
 QUEUE_ALARM = 0.25
@@ -156,6 +159,7 @@ class Link:
         self._why: str | None = None
         self._probe_at: float | None = None
         self._canary_seen = 0.0
+        self._canary_rests = 0.0  # no other one before that, as its login was refused
         self._canary_asked: float | None = None  # when, while one is on its way
         self._canary_by: float | None = None  # it has been committed and should arrive by then
         self._doubted = False  # it has not: the next round trip decides between deaf and silent
@@ -168,6 +172,10 @@ class Link:
     @property
     def closed(self) -> bool:
         return self.session is None or self.session.ended
+
+    @property
+    def more(self) -> bool:
+        return self.session is not None and self.session.more and not self.session.ended
 
     handed_out = False
 
@@ -183,11 +191,11 @@ class Link:
         if session is None:
             return []
         self.proven_since = self._proof.since  # before what this read may prove
-        notifications = session.read()
+        # So much of a flood that each of the batches is worth its call.
+        notifications = session.read(max(SHARE, BATCH * len(self.batched())))
         while self._collected:  # with a statement of the connection's owner, before the read
             notifications.insert(0, self._collected.pop())
-        if session.canaries:
-            session.canaries = 0
+        if session.take_canary():
             notifications = [one for one in notifications if one[0] != PROBE_CHANNEL]
             self._canary_arrived()
         while session.answers and not session.ended:
@@ -276,7 +284,7 @@ class Link:
         self.session = session
         self._active, self._foreign, self._held = set(), set(), []
         self._expect_nothing()
-        self._canary_seen = 0.0
+        self._canary_seen = self._canary_rests = 0.0
         self._reason, self._why = "ended", None
         self._behind_pooler = False
         self._reader.watch(self)
@@ -626,7 +634,7 @@ class Link:
         """When we have seen none for most of an interval."""
         if (interval := self._settings.probe_interval) is None:
             return float("inf")
-        return self._canary_seen + interval * self._canary_share
+        return max(self._canary_seen + interval * self._canary_share, self._canary_rests)
 
     _canary_share = 0.9
 
@@ -662,7 +670,10 @@ class Link:
         why = error if isinstance(error, (Error, TimeoutError)) else type(error).__name__
         self.last_error = f"no canary could be sent: {why}"
         logger.warning("%s: %s", self.database.name, self.last_error)
-        self._canary_seen = time.monotonic()  # not a loss; the next attempt is an interval away
+        now = time.monotonic()
+        self._canary_seen = now  # not a loss; the next attempt is an interval away
+        if needs_care(error):
+            self._canary_rests = now + self._backoff.slow_delay(self._reader.rng)
         if self.state is not State.SYNCING:
             return
         if self._behind_pooler:  # which may well swallow notifications: say so, not "listening"

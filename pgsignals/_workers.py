@@ -22,6 +22,9 @@ _current = threading.local()
 #: Seconds after which a handler is called slow in a warning.
 SLOW = 10.0
 
+#: A worker takes more at once while what it took before has been handled in so many seconds.
+INSTANT = 0.0001
+
 
 class Origin(Protocol):
     """A link, as the workers see it."""
@@ -119,39 +122,34 @@ class Workers:
         plans = link.plans
         if segment.channel is not None and self._plan(link, plans, segment.channel).batch:
             return self._run_batch(worker, lane, segment)
-        backlog, database = self._backlog, link.database
-        acquire, release = backlog.lock.acquire, backlog.lock.release
-        items, notifications, keys = lane.items, segment.notifications, backlog.keys
-        handled = 0
-        while True:
-            # One at a time under the lock: "drop_oldest" may take whatever has not begun.
-            acquire()
-            if not notifications or items[0] is not segment:
-                release()
-                return handled
-            notification = notifications.popleft()
-            backlog.waiting -= 1
-            if backlog.reader_waits:
-                backlog.make_space()
-            if keys is not None:
-                keys.discard((link, notification[0], notification[1]))
-            release()
-            if changes.count != plans.made_at:
-                plans = link.plans = Plans()
-            plan = plans.get(notification[0]) or self._plan(link, plans, notification[0])
-            if (handler := plan.only) is not None:
-                worker.handler, worker.at = handler, notification
+        backlog, database, sessions = self._backlog, link.database, worker.sessions
+        following = lane.held.popleft
+        handled, pace = 0, 1
+        while (notification := backlog.begin(lane, segment, pace)) is not None:
+            began = time.perf_counter()
+            while True:
+                if changes.count != plans.made_at:
+                    plans = link.plans = Plans()
+                plan = plans.get(notification[0]) or self._plan(link, plans, notification[0])
+                if (handler := plan.only) is not None:
+                    worker.handler, worker.at = handler, notification
+                    try:
+                        handler(database, notification=notification)
+                    except BaseException as exc:
+                        self._fail(link, notification, handler, exc)
+                    if sessions:
+                        worker.end_transactions()
+                elif plan.calls:
+                    self._call_each(worker, link, plan, [notification])
+                handled += 1
                 try:
-                    handler(database, notification=notification)
-                except BaseException as exc:
-                    self._fail(link, notification, handler, exc)
-                if worker.sessions:
-                    worker.end_transactions()
-            elif plan.calls:
-                self._call_each(worker, link, plan, [notification])
-            handled += 1
+                    notification = following()
+                except IndexError:  # it was the last one, or the rest has been given up
+                    break
             if handled >= TURN and backlog.has_other_work():
-                return handled
+                break
+            pace = 2 * pace if time.perf_counter() - began < INSTANT else 1
+        return handled
 
     def _run_batch(self, worker: Worker, lane: Lane, segment: Segment) -> int:
         link: Any = segment.source

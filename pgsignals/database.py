@@ -356,7 +356,7 @@ class Database:
 
     def drain(self) -> list[Notification]:
         """What has arrived, without waiting: what came along with statements, then what the
-        socket has, of a flood a megabyte or so at a time.
+        socket has, of a flood a share at a time.
 
         After the session's end it gives the rest, and :attr:`closed` is true from then on.
         """
@@ -375,6 +375,12 @@ class Database:
             if session.ended:
                 self._note_end(session)
         return arrived
+
+    @property
+    def more(self) -> bool:
+        """Whether the last :meth:`drain` has left something of a flood; for managers."""
+        session = self._session
+        return session is not None and session.more and not session.ended
 
     def add_watcher(self, watcher: Any) -> None:
         """Have ``watcher.touched(self)`` called when this database is closed or opened or has

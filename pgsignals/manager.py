@@ -23,9 +23,9 @@ logger = logging.getLogger(__name__)
 # A selector refuses what its system call cannot hold; waking up once a day is free.
 _LONGEST_WAIT = 86_400.0
 
-# A zero-timeout poll drains what is there in bounded shares; a sender that is faster than us
-# for that many shares must not keep the poll from ending.
-_POLL_SHARES = 100
+# A zero-timeout poll drains what is there; a sender that is faster than us must not keep it from
+# ending for more than that many notifications.
+_POLL_MOST = 1 << 20
 
 
 class Member(Protocol):
@@ -169,6 +169,7 @@ class NotificationManager:
         self._selector.register(self._waker, selectors.EVENT_READ)
         self._watched: dict[Any, int] = {}
         self._silent: set[Any] = set()  # members that cannot tell us of what a statement collected
+        self._more: set[Any] = set()  # members whose last drain() has left something
         self._changed = True
         self._touched: deque[Any] = deque()
         self._pairs: OrderedDict[Any, list[Notification]] = OrderedDict()
@@ -284,11 +285,9 @@ class NotificationManager:
         self.collect(0)
         self._looked = True
         for member, notifications in self._pairs.items():
-            before, shares = 0, 0
-            while len(notifications) > before and shares < _POLL_SHARES:
-                if member in self._ending:
-                    break
-                before, shares = len(notifications), shares + 1
+            before = 0
+            while before < len(notifications) < _POLL_MOST and member not in self._ending:
+                before = len(notifications)
                 self._drain(member)
 
     @property
@@ -324,7 +323,8 @@ class NotificationManager:
             self._follow_members()
         for _ in range(len(self._touched)):  # not those that are touched by it
             self._follow(self._touched.popleft())
-        for member in tuple(self._silent):
+        again = self._silent | self._more
+        for member in again:
             self._drain(member)
         if self._pairs or len(self._connections) < before:
             seconds = 0  # there is something to say already
@@ -333,11 +333,15 @@ class NotificationManager:
         for key, _ in self._selector.select(seconds):
             if key.data is None:
                 self._waker.clear()
-            else:
+            elif key.data not in again:
                 self._drain(key.data)
 
     def _drain(self, member: Any) -> None:
         notifications, ended = self._read(member)
+        if getattr(member, "more", False):
+            self._more.add(member)
+        else:
+            self._more.discard(member)
         if ended:
             self._unwatch(member)
         if member in self._pairs:
@@ -414,5 +418,6 @@ class NotificationManager:
         if member in self._watched:
             self._unregister(member)
         self._silent.discard(member)
+        self._more.discard(member)
         if callable(unwatch := getattr(member, "remove_watcher", None)):
             unwatch(self)

@@ -45,7 +45,8 @@ class Reactor:
         tells it as a :class:`Gap`; ``"coalesce"`` does not queue what equals a waiting one in
         channel and payload, and drops the oldest of too many different ones; ``"block"`` stops
         reading, which loses nothing but makes the server wait (see docs/guarantees.md).
-    :param backoff: the first and the longest wait between attempts to reconnect, in seconds.
+    :param backoff: the first and the longest wait between attempts to reconnect, in seconds; a
+        login that is refused waits the longest, and up to a tenth more.
     :param probe_interval: seconds between two proofs that a link is alive; None for none.
     :param probe_timeout: seconds that the server has to answer.
     :param name: begins the names of the threads.
