@@ -4,8 +4,11 @@
 PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11,$(shell \
 	$(name) -c 'import sys; sys.version_info >= (3, 11) and print("$(name)")' 2>/dev/null)) python3)
 
-# More arguments for pytest or the demo, such as: make test ARGS='-k gap -x'
+# More arguments for pytest, the demo or the benchmarks, such as: make test ARGS='-k gap -x'
 ARGS ?=
+
+# Where the benchmarks write, unless told otherwise.
+FIGURES := --json docs/performance/figures.json --plots docs/performance --docs docs/performance.md
 
 VENV := .venv
 RUN := $(VENV)/bin/python -m
@@ -14,7 +17,7 @@ RUN := $(VENV)/bin/python -m
 unexport PYTHONHOME PYTHONPATH MYPYPATH PIP_TARGET PIP_USER VIRTUAL_ENV
 unexport $(filter-out PGSIGNALS_%,$(filter PG%,$(.VARIABLES)))
 
-.PHONY: help demo test lint types check build clean
+.PHONY: help demo test lint types check bench build clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s  %s\n", $$1, $$2 }' Makefile
@@ -33,6 +36,9 @@ types: $(VENV)/.installed-dev ## Check the types of package, tests and examples
 	@$(RUN) mypy
 
 check: lint types test ## All three of them
+
+bench: $(VENV)/.installed-bench ## Measure against peers and goals, some ten minutes
+	@$(RUN) benchmarks $(or $(ARGS),$(FIGURES))
 
 build: $(VENV)/.installed-dev ## Make the wheel and the sdist in dist/
 	@rm -rf dist
@@ -53,4 +59,8 @@ $(VENV)/.installed: pyproject.toml
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@$(RUN) pip install -qq --group dev
+	@touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed
+	@$(RUN) pip install -qq --group bench
 	@touch $@

@@ -39,7 +39,7 @@ import psycopg
 
 from pgsignals import Database, Gap, Notification, Reactor
 from pgsignals.embedded import EmbeddedError, Postgres
-from tests.support.proxy import DIRECTIONS, Proxy
+from pgsignals.testing import DIRECTIONS, Proxy
 
 CHANNELS = ("soak", "Soak two")
 
@@ -133,7 +133,7 @@ class Listener:
     """A reactor behind a network of its own, and what it has seen."""
 
     def __init__(self, number: int, soak: Soak) -> None:
-        self.proxy = Proxy(soak.server.port)
+        self.proxy = Proxy(soak.server.dsn_for(host="127.0.0.1"))
         workers = 1 + 2 * (number % 2)
         interval, timeout = soak.options.probe
         databases = [
