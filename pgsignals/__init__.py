@@ -2,6 +2,8 @@
 
 Register handlers with :func:`on_channel` and run a :class:`Reactor`, iterate
 :meth:`Database.wait`, or watch many databases with a :class:`NotificationManager`.
+
+PYTEST_DONT_REWRITE: a program that imports this and then starts pytest is not warned.
 """
 
 from __future__ import annotations

@@ -151,6 +151,30 @@ class OrderedSignal(blinker.Signal):
         by_sender = self._by_sender
         return bool(by_sender.get(_ANY_ID) or by_sender.get(make_id(sender)))
 
+    def state(self) -> list[dict[Any, Any]]:
+        """Who is connected, for :meth:`restore`."""
+        with self._lock:
+            plain: list[dict[Any, Any]] = [self.receivers, self._options, self._weak_senders]
+            sets: list[dict[Any, set[Any]]] = [self._by_receiver, self._by_sender]
+            copies = [dict(mapping) for mapping in plain]
+            return copies + [{key: set(ids) for key, ids in mapping.items()} for mapping in sets]
+
+    def restore(self, state: list[dict[Any, Any]]) -> None:
+        """Connect those of *state* and nobody else; without what was collected since."""
+        with self._lock:
+            ours: list[dict[Any, Any]] = [self.receivers, self._options, self._weak_senders]
+            ours += [self._by_receiver, self._by_sender]
+            for mapping, before in zip(ours, state, strict=True):
+                mapping.clear()
+                mapping.update(before)
+            for receiver_id, receiver in tuple(self.receivers.items()):
+                if isinstance(receiver, weakref.ref) and receiver() is None:
+                    self._disconnect(receiver_id, _ANY_ID)
+            for sender_id, sender in tuple(self._weak_senders.items()):
+                if sender() is None:
+                    self._make_cleanup_sender(sender_id)(sender)
+        self._changed()
+
     def reset_after_fork(self) -> None:
         """In a forked child, whose other threads may have held the lock."""
         self._lock = threading.RLock()
@@ -350,6 +374,17 @@ class Channels:
         finally:
             self._held.depth -= 1
         self.acknowledge()
+
+    @contextlib.contextmanager
+    def restored(self) -> Iterator[None]:
+        """After the block every channel has the handlers that it had before."""
+        nobody = ChannelSignal("nobody", self).state()
+        before = {name: signal.state() for name, signal in tuple(self._signals.items())}
+        try:
+            yield
+        finally:
+            for name, signal in tuple(self._signals.items()):
+                signal.restore(before.get(name, nobody))
 
     def reset_after_fork(self) -> None:
         """In a forked child: no lock is held, and no reactor of the parent listens."""

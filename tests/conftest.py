@@ -19,11 +19,14 @@ from typing import Any
 import hypothesis
 import pytest
 
+import _pgsignals_pytest
 from pgsignals import Database
 from pgsignals.embedded import Postgres
+from pgsignals.testing import Proxy
 from tests.support.admin import Admin
 from tests.support.arrivals import Connect
-from tests.support.proxy import Proxy
+
+pytest_plugins = ["pytester"]
 
 _FAILED = pytest.StashKey[bool]()
 _numbers = itertools.count(1)
@@ -37,6 +40,8 @@ hypothesis.settings.load_profile("pgsignals")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if not config.pluginmanager.has_plugin("pgsignals"):  # a checkout that is not installed
+        config.pluginmanager.register(_pgsignals_pytest, "pgsignals")
     config.addinivalue_line("markers", "spec(*numbers): the behaviours that this test shows")
 
 
@@ -121,27 +126,22 @@ def admin(dsn: str) -> Iterator[Admin]:
     admin.close()
 
 
-@pytest.fixture
-def killer(admin: Admin) -> Callable[[Database | int], None]:
-    """Ends the session of a database, or of a backend, as an administrator does."""
-
-    def kill(victim: Database | int) -> None:
-        admin.kill(victim if isinstance(victim, int) else victim.backend_id)
-
-    return kill
+@pytest.fixture(scope="session")
+def pgsignals_dsn(dsn: str) -> str:
+    """The fixtures of the kit use the same server."""
+    return dsn
 
 
 @pytest.fixture
-def proxy(postgres: Postgres) -> Iterator[Proxy]:
+def proxy(pgsignals_proxy: Proxy) -> Proxy:
     """Stands before the server, for the faults of networks."""
-    with Proxy(postgres.port) as proxy:
-        yield proxy
+    return pgsignals_proxy
 
 
 @pytest.fixture
-def proxied(postgres: Postgres, proxy: Proxy) -> str:
+def proxied(proxy: Proxy) -> str:
     """Leads to the server through :func:`proxy`."""
-    return postgres.dsn_for(port=proxy.port)
+    return proxy.dsn
 
 
 # -- databases -----------------------------------------------------------------------------------

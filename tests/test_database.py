@@ -26,10 +26,10 @@ from pgsignals.errors import (
     Error,
     PayloadError,
 )
+from pgsignals.testing import Proxy, kill_listener
 from tests.support.admin import Admin
 from tests.support.arrivals import Connect, everything, payloads, take
 from tests.support.protocol import messages
-from tests.support.proxy import Proxy
 from tests.support.uses import SESSION_USES, USES, Use, each_of
 from tests.support.values import (
     BAD_ITEMS,
@@ -43,8 +43,6 @@ from tests.support.values import (
 from tests.support.waiting import Background, hangs_fail, is_readable, wait_until
 
 pytestmark = hangs_fail
-
-Killer = Callable[[Database | int], None]
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -124,7 +122,7 @@ def test_opening_an_open_database_does_nothing(connect: Connect) -> None:
 
 @pytest.mark.parametrize("ending", ["close", "loss"])
 def test_opening_again_gives_a_new_session_that_listens_to_nothing(
-    connect: Connect, killer: Killer, channel: str, ending: str
+    connect: Connect, channel: str, ending: str
 ) -> None:
     database = connect()
     database.listen(channel)
@@ -132,7 +130,7 @@ def test_opening_again_gives_a_new_session_that_listens_to_nothing(
     if ending == "close":
         database.close()
     else:
-        killer(database)
+        kill_listener(database)
         assert list(database.wait()) == []
     assert database.closed
 
@@ -579,8 +577,8 @@ def test_closing_twice_does_nothing(connect: Connect, admin: Admin) -> None:
 
 
 @pytest.mark.spec("11.6")
-def test_backend_id_is_remembered_after_the_end(connect: Connect, killer: Killer) -> None:
-    for end in (Database.close, killer):
+def test_backend_id_is_remembered_after_the_end(connect: Connect) -> None:
+    for end in (Database.close, kill_listener):
         database = connect()
         backend = database.backend_id
         end(database)
@@ -601,10 +599,10 @@ def test_backend_id_is_remembered_after_the_end(connect: Connect, killer: Killer
     ids=["listen", "unlisten", "unlisten all", "listening_channels", "notify"],
 )
 def test_first_call_that_meets_a_dead_session_tells_why_it_was_lost(
-    connect: Connect, killer: Killer, use: Use
+    connect: Connect, use: Use
 ) -> None:
     database = connect()
-    killer(database)
+    kill_listener(database)
 
     with pytest.raises(ConnectionLostError, match="terminating connection") as caught:
         use(database)
@@ -649,11 +647,9 @@ def test_loss_does_not_tell_the_password(postgres: Postgres, connect: Connect) -
     assert all(postgres_password not in f"{error!r}" for error in chain(caught.value))
 
 
-def test_first_execute_on_a_dead_session_passes_the_error_of_psycopg(
-    connect: Connect, killer: Killer
-) -> None:
+def test_first_execute_on_a_dead_session_passes_the_error_of_psycopg(connect: Connect) -> None:
     database = connect()
-    killer(database)
+    kill_listener(database)
 
     with pytest.raises(psycopg.errors.AdminShutdown):
         database.execute("SELECT 1")
@@ -663,12 +659,12 @@ def test_first_execute_on_a_dead_session_passes_the_error_of_psycopg(
         database.execute("SELECT 1")
 
 
-def test_drained_to_the_end_is_closed(connect: Connect, killer: Killer, admin: Admin) -> None:
+def test_drained_to_the_end_is_closed(connect: Connect, admin: Admin) -> None:
     database = connect()
     database.listen("x")
     admin.notify("x", "1", "2")
     database.execute("SELECT 1")  # the server sends what is pending before it answers
-    killer(database)
+    kill_listener(database)
     arrived = []
 
     def drained_to_the_end() -> bool:
@@ -685,13 +681,13 @@ def test_drained_to_the_end_is_closed(connect: Connect, killer: Killer, admin: A
 
 @pytest.mark.parametrize("use", ["execute", "listen"])
 def test_statement_that_meets_the_end_loses_nothing_that_arrived_before(
-    listener: Database, channel: str, admin: Admin, killer: Killer, use: str
+    listener: Database, channel: str, admin: Admin, use: str
 ) -> None:
     admin.notify(channel, "1", "2")
     listener.execute("SELECT 1")
     admin.notify(channel, "3")
     wait_until(lambda: is_readable(listener))
-    killer(listener)
+    kill_listener(listener)
     with pytest.raises((psycopg.OperationalError, ConnectionLostError)):
         listener.execute("SELECT 1") if use == "execute" else listener.listen("x")
     with pytest.raises(ClosedError):

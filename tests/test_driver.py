@@ -12,9 +12,9 @@ import pytest
 from pgsignals import Notification
 from pgsignals._driver import READS, Result, Session, describe
 from pgsignals.errors import ConnectionLostError
+from pgsignals.testing import Proxy
 from tests.support.admin import Admin
 from tests.support.arrivals import payloads
-from tests.support.proxy import Proxy
 from tests.support.waiting import Background, is_readable, wait_until
 
 

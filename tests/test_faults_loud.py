@@ -19,6 +19,7 @@ import pytest
 
 from pgsignals import ConnectError, Database, Reactor
 from pgsignals.embedded import Postgres
+from pgsignals.testing import Proxy
 from tests.programs.fault_rig import (
     BUSY,
     PROMISED,
@@ -34,7 +35,6 @@ from tests.programs.fault_rig import (
 )
 from tests.support.admin import Admin
 from tests.support.protocol import notification_response
-from tests.support.proxy import Proxy
 from tests.support.waiting import AT_ONCE, Background, wait_until
 
 RecordProperty = Callable[[str, object], None]
@@ -68,7 +68,7 @@ def boss(server: Postgres) -> Iterator[Admin]:
 @pytest.fixture
 def road(server: Postgres) -> Iterator[Proxy]:
     """Leads to the server that is hurt."""
-    with Proxy(server.port) as road:
+    with Proxy(server.dsn) as road:
         yield road
 
 

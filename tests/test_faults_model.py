@@ -14,6 +14,7 @@ import pytest
 
 from pgsignals import Database, Error, Notification, Reactor
 from pgsignals.embedded import Postgres
+from pgsignals.testing import Proxy
 from tests.programs.fault_rig import (
     QUICK,
     Happening,
@@ -23,7 +24,6 @@ from tests.programs.fault_rig import (
     session_of,
 )
 from tests.support.admin import exists
-from tests.support.proxy import Proxy
 from tests.support.waiting import PATIENCE, wait_until
 
 RecordProperty = Callable[[str, object], None]
@@ -39,7 +39,7 @@ def server() -> Iterator[Postgres]:
 
 @pytest.fixture
 def road(server: Postgres) -> Iterator[Proxy]:
-    with Proxy(server.port) as road:
+    with Proxy(server.dsn) as road:
         yield road
 
 

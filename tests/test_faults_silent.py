@@ -19,6 +19,7 @@ import pytest
 
 from pgsignals import ConnectError, Database, Reactor
 from pgsignals.embedded import Postgres
+from pgsignals.testing import Direction, Proxy
 from tests.programs.fault_rig import (
     BUSY,
     INTERVAL,
@@ -35,7 +36,6 @@ from tests.programs.fault_rig import (
     state_of,
 )
 from tests.support.admin import Admin, stopped
-from tests.support.proxy import Direction, Proxy
 from tests.support.waiting import Background, wait_until
 
 RecordProperty = Callable[[str, object], None]

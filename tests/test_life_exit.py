@@ -13,8 +13,8 @@ import psycopg
 import pytest
 
 from pgsignals.embedded import Postgres
+from pgsignals.testing import Proxy
 from tests.support.admin import Admin
-from tests.support.proxy import Proxy
 from tests.support.waiting import Background, wait_until
 
 #: Seconds within which a program must have ended; those that hang never do.

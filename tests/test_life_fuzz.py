@@ -18,8 +18,8 @@ import pytest
 import pgsignals
 from pgsignals import Database, Error, Reactor
 from pgsignals.embedded import Postgres
+from pgsignals.testing import Proxy
 from tests.support.admin import Admin
-from tests.support.proxy import Proxy
 from tests.support.waiting import Background, wait_until
 
 #: Seconds after which a single call counts as a deadlock: an attempt to connect has less.

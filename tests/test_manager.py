@@ -20,9 +20,9 @@ import pytest
 from pgsignals import Database, Notification, NotificationManager
 from pgsignals._waker import Waker
 from pgsignals.errors import ConnectionLostError
+from pgsignals.testing import Proxy, kill_listener
 from tests.support.admin import Admin, stopped
 from tests.support.arrivals import Connect, everything, payloads
-from tests.support.proxy import Proxy
 from tests.support.values import BAD_NUMBERS, GOOD_TIMEOUTS, NO_NUMBERS
 from tests.support.waiting import (
     AT_ONCE,
@@ -36,7 +36,6 @@ from tests.support.waiting import (
 
 pytestmark = hangs_fail
 
-Killer: TypeAlias = Callable[[Database | int], None]
 Pair: TypeAlias = tuple[Any, list[Notification]]
 
 END = "the end"  # what next() gives in these tests when the iteration is over
@@ -773,11 +772,11 @@ def test_manager_that_is_dropped_after_a_poll_takes_nothing_along(
 
 @pytest.mark.spec("5.3", "N6")
 def test_poll_moves_a_killed_connection_to_garbage_and_stops(
-    listener: Database, other: Database, killer: Killer
+    listener: Database, other: Database
 ) -> None:
     manager = NotificationManager(listener, other, timeout=0)
     assert list(manager) == []
-    killer(listener)
+    kill_listener(listener)
 
     def noticed() -> bool:
         assert list(manager) == []
@@ -791,13 +790,13 @@ def test_poll_moves_a_killed_connection_to_garbage_and_stops(
 
 @pytest.mark.spec("5.3", "6.11", "N5", "N6")
 def test_poll_gives_what_arrived_before_a_kill(
-    listener: Database, channel: str, admin: Admin, killer: Killer
+    listener: Database, channel: str, admin: Admin
 ) -> None:
     manager = NotificationManager(listener, timeout=0)
     assert list(manager) == []
     admin.notify(channel, "1")
     wait_until(lambda: is_readable(listener))
-    killer(listener)
+    kill_listener(listener)
 
     assert list(manager) == [(listener, [(channel, "1", admin.pid)])]
     wait_until(lambda: list(manager) == [] and manager.garbage == {listener})
@@ -1050,12 +1049,12 @@ def test_another_thread_may_change_connections_all_the_time(
 
 @pytest.mark.spec("6.7", "6.8", "12.12", "N6")
 def test_killed_connection_goes_to_garbage_and_the_others_go_on(
-    listener: Database, other: Database, channel: str, admin: Admin, killer: Killer
+    listener: Database, other: Database, channel: str, admin: Admin
 ) -> None:
     manager = NotificationManager(listener, other)
     background = waiting(manager)
 
-    killer(listener)
+    kill_listener(listener)
     wait_until(lambda: manager.garbage == {listener})
     assert manager.connections == {other}
     admin.notify(channel, "1")
@@ -1067,12 +1066,12 @@ def test_killed_connection_goes_to_garbage_and_the_others_go_on(
 @pytest.mark.spec("6.8", "6.13", "12.10", "N6")
 @each_blocking_timeout
 def test_loop_ends_at_once_when_the_last_connection_is_killed(
-    listener: Database, killer: Killer, timeout: float | None
+    listener: Database, timeout: float | None
 ) -> None:
     manager = NotificationManager(listener, timeout=timeout)
     background = waiting(manager)
 
-    killer(listener)
+    kill_listener(listener)
 
     assert background.result() is END  # no pair, no idle event
     assert manager.garbage == {listener}
@@ -1082,14 +1081,14 @@ def test_loop_ends_at_once_when_the_last_connection_is_killed(
 @pytest.mark.spec("6.11", "12.8", "N5")
 @each_blocking_timeout
 def test_what_arrived_before_a_kill_is_yielded_before_the_end(
-    listener: Database, channel: str, admin: Admin, killer: Killer, timeout: float | None
+    listener: Database, channel: str, admin: Admin, timeout: float | None
 ) -> None:
     manager = NotificationManager(listener, timeout=timeout)
     admin.notify(channel, "0")
     listener.execute("SELECT 1")
     admin.flood(channel, 3)
     wait_until(lambda: is_readable(listener))
-    killer(listener)
+    kill_listener(listener)
     got: list[str] = []
     for event in manager:
         got += payloads(pair(event)[1])
@@ -1100,10 +1099,10 @@ def test_what_arrived_before_a_kill_is_yielded_before_the_end(
 
 @pytest.mark.spec("6.9", "12.12")
 def test_garbage_is_emptied_by_the_user_alone_and_a_new_connection_goes_on(
-    listener: Database, other: Database, channel: str, admin: Admin, killer: Killer
+    listener: Database, other: Database, channel: str, admin: Admin
 ) -> None:
     manager = NotificationManager(listener, timeout=LONG)
-    killer(listener)
+    kill_listener(listener)
     assert list(manager) == []
 
     manager.connections.add(other)
@@ -1120,10 +1119,10 @@ def test_garbage_is_emptied_by_the_user_alone_and_a_new_connection_goes_on(
 
 @pytest.mark.spec("6.10", "N19")
 def test_adding_takes_a_reopened_connection_out_of_garbage(
-    listener: Database, channel: str, admin: Admin, killer: Killer
+    listener: Database, channel: str, admin: Admin
 ) -> None:
     manager = NotificationManager(listener, timeout=LONG)
-    killer(listener)
+    kill_listener(listener)
     assert list(manager) == []
     assert manager.garbage == {listener}
 
@@ -1139,10 +1138,10 @@ def test_adding_takes_a_reopened_connection_out_of_garbage(
 @pytest.mark.spec("6.10", "N19")
 @each_timeout
 def test_adding_a_dead_connection_puts_it_back_into_garbage(
-    listener: Database, killer: Killer, timeout: float | None
+    listener: Database, timeout: float | None
 ) -> None:
     manager = NotificationManager(listener)
-    killer(listener)
+    kill_listener(listener)
     for _ in range(3):
         assert list(manager) == []
         assert manager.garbage == {listener}

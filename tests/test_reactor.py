@@ -10,7 +10,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import psycopg
@@ -27,9 +27,9 @@ from pgsignals import (
     channel,
     on_channel,
 )
+from pgsignals.testing import Proxy, kill_listener
 from tests.support.admin import Admin
 from tests.support.arrivals import Connect
-from tests.support.proxy import Proxy
 from tests.support.values import BAD_NAMES, NO_TEXT
 from tests.support.waiting import AT_ONCE, PATIENCE, Background, wait_until
 
@@ -532,13 +532,11 @@ def test_stop_ends_a_start_that_hangs(proxied: str, proxy: Proxy) -> None:
     wait_until(lambda: not proxy.links, why="the session that came too late was left open")
 
 
-def test_stop_ends_an_attempt_to_reconnect_that_hangs(
-    proxied: str, proxy: Proxy, killer: Callable[[Database | int], None]
-) -> None:
+def test_stop_ends_an_attempt_to_reconnect_that_hangs(dsn: str, proxied: str, proxy: Proxy) -> None:
     reactor = Reactor(proxied, backoff=(0.01, 0.05), probe_interval=None)
     reactor.start()
     proxy.freeze()
-    killer(reactor.databases[0])
+    kill_listener(reactor, dsn=dsn)
     proxy.cut()
     wait_until(lambda: proxy.links, why="no attempt was made")
 

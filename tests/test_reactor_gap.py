@@ -14,8 +14,8 @@ import pytest
 
 from pgsignals import ConnectionLostError, Database, Gap, Notification, Reactor
 from pgsignals.embedded import Postgres
+from pgsignals.testing import Proxy
 from tests.support.admin import Admin
-from tests.support.proxy import Proxy
 from tests.support.waiting import PATIENCE, Background, wait_until
 
 QUICK: dict[str, Any] = {"backoff": (0.01, 0.1), "probe_interval": None}

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from pgsignals import ConnectError, ConnectionStateError, Database, Gap, Notification, Reactor
+from pgsignals.testing import kill_listener
 from tests.support.admin import Admin
 from tests.support.waiting import wait_until
 
@@ -68,7 +69,7 @@ def test_worker_whose_session_was_killed_notifies_again(
 
 
 def test_coroutine_function_on_a_signal_of_the_reactor_is_an_error_in_the_log(
-    dsn: str, killer: Callable[[Database], None], caplog: pytest.LogCaptureFixture
+    dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     gaps: list[Gap] = []
     reactor = Reactor(dsn)
@@ -78,7 +79,7 @@ def test_coroutine_function_on_a_signal_of_the_reactor_is_an_error_in_the_log(
     reactor.gap.connect(never)
     reactor.gap.connect(lambda db, gap: gaps.append(gap), weak=False)
     with reactor:
-        killer(reactor.databases[0])
+        kill_listener(reactor.databases[0])
         wait_until(lambda: gaps)
 
     assert "coroutine function cannot be a handler" in caplog.text

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
+from pgsignals.testing import Proxy
 from tests.support.admin import Admin
-from tests.support.proxy import Proxy
 from tests.support.waiting import AT_ONCE, wait_until
 
 ROOT = Path(__file__).parent.parent

@@ -18,9 +18,9 @@ from pgsignals import (
     Notification,
     Reactor,
 )
+from pgsignals.testing import Proxy
 from tests.support.admin import Admin
 from tests.support.arrivals import Connect, everything, payloads
-from tests.support.proxy import Proxy
 from tests.support.waiting import PATIENCE, Background, wait_until
 
 

@@ -12,8 +12,8 @@ import psycopg
 import pytest
 
 from pgsignals import Database, DatabaseStatus, Notification, Reactor, Status
+from pgsignals.testing import Proxy
 from tests.support.admin import Admin
-from tests.support.proxy import Proxy
 from tests.support.waiting import PATIENCE, Background, wait_until
 
 

@@ -30,9 +30,9 @@ from pgsignals import (
     Reactor,
 )
 from pgsignals.embedded import Postgres
+from pgsignals.testing import Proxy
 from tests.support.admin import Admin
 from tests.support.arrivals import take
-from tests.support.proxy import Proxy
 from tests.support.waiting import PATIENCE, wait_until
 
 PACKAGE = Path(pgsignals.__file__).parent

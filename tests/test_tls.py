@@ -13,9 +13,9 @@ import pytest
 import pgsignals
 from pgsignals import ConnectError, Database, Notification, Reactor
 from pgsignals.embedded import EmbeddedError, Postgres, find_binaries
+from pgsignals.testing import Proxy
 from tests.support.admin import Admin
 from tests.support.arrivals import payloads, take
-from tests.support.proxy import Proxy
 from tests.support.waiting import wait_until
 
 PASSWORD = "CANARYtls9"
@@ -246,7 +246,7 @@ def test_single_large_ones_arrive_without_the_next(
 def test_reactor_reconnects_and_tells_the_gap(
     server: Postgres, tls_admin: Admin, channel: str
 ) -> None:
-    with Proxy(server.port) as proxy:
+    with Proxy(server.dsn) as proxy:
         received: list[str] = []
         reactor = Reactor(server.dsn_for(port=proxy.port), backoff=(0.01, 0.05))
         reactor.gap.connect(lambda _, gap: received.append(gap.reason), weak=False)

@@ -11,10 +11,10 @@ import pytest
 
 from pgsignals import NotificationManager
 from pgsignals.errors import ChannelNameError
+from pgsignals.testing import Proxy
 from tests.support.admin import Admin
 from tests.support.arrivals import Connect, everything
 from tests.support.protocol import messages, notification_response
-from tests.support.proxy import Proxy
 from tests.support.waiting import Background, hangs_fail, wait_until
 
 pytestmark = hangs_fail

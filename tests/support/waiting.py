@@ -6,11 +6,12 @@ import functools
 import select
 import sys
 import threading
-import time
 from collections.abc import Callable
 from typing import Generic, ParamSpec, Protocol, TypeVar
 
 import pytest
+
+from pgsignals import testing
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -29,13 +30,9 @@ hangs_fail = pytest.mark.timeout(45, method="signal")
 def wait_until(
     condition: Callable[[], T], timeout: float = PATIENCE, *, why: str = "it never happened"
 ) -> T:
-    """Return the first true result of *condition*, asked again and again."""
-    deadline = time.monotonic() + timeout
-    while not (result := condition()):
-        if time.monotonic() > deadline:
-            raise AssertionError(f"{why} (waited {timeout} s)")
-        time.sleep(0.005)
-    return result
+    """The kit's, with our patience."""
+    __tracebackhide__ = True
+    return testing.wait_until(condition, timeout, why=why)
 
 
 class HasFileno(Protocol):

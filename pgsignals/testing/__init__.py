@@ -1,0 +1,32 @@
+"""What the tests of a program that listens or notifies need.
+
+:func:`capture` collects what is notified, and proves that nothing was; :func:`settle` waits for
+handlers; :func:`kill_listener` and :class:`Proxy` are the faults.  Nothing here needs pytest; its
+fixtures come with the plugin: see docs/testing.md.
+
+The messages of failures show channels, sizes and pids, never a payload.
+"""
+
+from __future__ import annotations
+
+from pgsignals.testing._capture import Capture, CaptureFactory, capture
+from pgsignals.testing._handlers import ReactorFactory, isolated_handlers, running, settle
+from pgsignals.testing._proxy import DIRECTIONS, Direction, Proxy
+from pgsignals.testing._sessions import kill_listener
+from pgsignals.testing._waiting import TIMEOUT, wait_until
+
+__all__ = [
+    "DIRECTIONS",
+    "TIMEOUT",
+    "Capture",
+    "CaptureFactory",
+    "Direction",
+    "Proxy",
+    "ReactorFactory",
+    "capture",
+    "isolated_handlers",
+    "kill_listener",
+    "running",
+    "settle",
+    "wait_until",
+]

@@ -1,0 +1,210 @@
+"""``capture``: what is notified on a channel, and the proof that nothing was."""
+
+from __future__ import annotations
+
+import secrets
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import Protocol, Self
+
+from pgsignals._channels import check_channels
+from pgsignals._types import Notification
+from pgsignals.database import Database
+from pgsignals.errors import ClosedError, ConnectionLostError
+from pgsignals.reactor import Reactor
+from pgsignals.testing._sessions import beside
+from pgsignals.testing._waiting import TIMEOUT, deadline_in, seconds_until
+
+_MOST_SHOWN = 5
+_COMMIT = "a notification is sent when its transaction commits"
+
+
+class Capture:
+    """A session that listens, and what has arrived on it: see :func:`capture`.
+
+    Each notification is handed out once, in the order of arrival.  One thread at a time uses it.
+    After the ``with`` block it has what was committed until the block's end.
+    """
+
+    def __init__(self, database: Database, channels: tuple[str, ...]) -> None:
+        self._database = database
+        self._channels = channels
+        self._arrived: deque[Notification] = deque()
+        self._mark = f"pgsignals.mark.{secrets.token_hex(8)}"
+        self._marks_sent = self._marks_seen = 0
+        self._over = False
+        self._incomplete: AssertionError | None = None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self._where}: {len(self._arrived)} not handed out>"
+
+    def __enter__(self) -> Self:
+        self._database.open().listen(*self._channels, self._mark)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                self._catch_up(TIMEOUT)
+            else:
+                self._incomplete = AssertionError("the capture was left by an exception")
+        except AssertionError as exc:
+            self._incomplete = exc  # for whoever asks
+        finally:
+            self._over = True
+            self._database.close()
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """What it listens to."""
+        return self._channels
+
+    @property
+    def backend_id(self) -> int:
+        """The server's process id of its session."""
+        return self._database.backend_id
+
+    def wait(self, count: int = 1, timeout: float = TIMEOUT) -> list[Notification]:
+        """The next *count* notifications; more may follow.  Blocks until they have arrived.
+
+        :param timeout: seconds, for all of them.
+        :raises AssertionError: fewer arrived in time.  They are not handed out.
+        """
+        __tracebackhide__ = True
+        deadline = deadline_in(timeout)
+        if self._over and len(self._arrived) < count:
+            raise self._failure(f"{self._few(count)} until the capture ended")
+        if not self._collect_until(lambda: len(self._arrived) >= count, deadline):
+            raise self._failure(f"{self._few(count)} within {timeout:g} s")
+        return [self._arrived.popleft() for _ in range(count)]
+
+    def one(self, timeout: float = TIMEOUT) -> Notification:
+        """The next notification, and no other was committed before it had arrived.
+
+        :param timeout: seconds, for its arrival, and again for that of the mark that proves it.
+        :raises AssertionError: there is none in time, or more than one.
+        """
+        __tracebackhide__ = True
+        [notification] = self.wait(1, timeout)
+        self._arrived.appendleft(notification)
+        self._catch_up(timeout)
+        if len(self._arrived) > 1:
+            raise self._failure(f"{len(self._arrived)} instead of one notification")
+        return self._arrived.popleft()
+
+    def none(self, timeout: float = TIMEOUT) -> None:
+        """Nothing that was not handed out was committed before this call.
+
+        Proven by a mark, a notification of our own, which arrives after everything before it.
+
+        :param timeout: seconds, for the mark's arrival.
+        :raises AssertionError: there is something.
+        """
+        __tracebackhide__ = True
+        self._catch_up(timeout)
+        if self._arrived:
+            raise self._failure(f"{len(self._arrived)} instead of no notification")
+
+    def all(self, timeout: float = TIMEOUT) -> list[Notification]:
+        """Everything that was committed before this call and not handed out; perhaps nothing.
+
+        :param timeout: seconds, for the arrival of the mark: see :meth:`none`.
+        """
+        __tracebackhide__ = True
+        self._catch_up(timeout)
+        arrived = list(self._arrived)
+        self._arrived.clear()
+        return arrived
+
+    # -- the session -----------------------------------------------------------------------------
+
+    def _catch_up(self, timeout: float) -> None:
+        """Collect what was committed until now, which ends with a mark."""
+        __tracebackhide__ = True
+        if self._incomplete is not None:
+            raise AssertionError(str(self._incomplete)) from self._incomplete
+        if self._over:
+            return
+        deadline = deadline_in(timeout)
+        self._marks_sent += 1
+        try:
+            self._database.notify((self._mark, str(self._marks_sent)))
+        except (ClosedError, ConnectionLostError) as error:
+            raise AssertionError(f"the session of the capture has ended: {error}") from error
+        if not self._collect_until(lambda: self._marks_seen == self._marks_sent, deadline):
+            raise self._failure(f"the mark did not arrive within {timeout:g} s")
+
+    def _collect_until(self, enough: Callable[[], bool], deadline: float) -> bool:
+        """Take in what arrives until there is *enough*; False when the time ran out."""
+        __tracebackhide__ = True
+        if enough():
+            return True
+        for notification in self._database.wait(seconds_until(deadline)):
+            if notification is None:
+                return False
+            if notification.channel == self._mark:
+                self._marks_seen = int(notification.payload)
+            else:
+                self._arrived.append(notification)
+            if enough():
+                return True
+        if self._database.closed:
+            raise self._failure("the session of the capture has ended")
+        return False
+
+    # -- messages --------------------------------------------------------------------------------
+
+    @property
+    def _where(self) -> str:
+        noun = "channel" if len(self._channels) == 1 else "channels"
+        return f"{noun} {', '.join(map(repr, self._channels))}"
+
+    def _few(self, count: int) -> str:
+        return f"{len(self._arrived)} of {count} notifications"
+
+    def _failure(self, what: str) -> AssertionError:
+        shown = [f"\n  {notification!r}" for notification in self._arrived][:_MOST_SHOWN]
+        if more := len(self._arrived) - len(shown):
+            shown.append(f"\n  and {more} more")
+        if not shown:
+            shown = [f"; {_COMMIT}"]
+        error = AssertionError(f"{self._where}: {what}{''.join(shown)}")
+        error.__cause__ = self._incomplete
+        return error
+
+
+def capture(*channels: str, database: str | Database | Reactor) -> Capture:
+    """Collect what is notified on *channels*, in a ``with`` block, on a session of its own.
+
+    ::
+
+        with capture("orders", database=dsn) as orders:
+            shop.buy(42)
+            assert orders.one().payload == "42"
+
+    What was committed before the block began is not seen.
+
+    :param database: where: a connection string; or what else leads there, whose own session is
+        left alone.
+    :raises TypeError: no channels, or something else for *database*.
+    :raises ChannelNameError: a name that PostgreSQL would not take unchanged.
+    :raises ValueError: a reactor with several databases.
+    """
+    if not channels:
+        raise TypeError("capture wants the names of channels: capture('orders', database=dsn)")
+    return Capture(beside(database), check_channels(channels))
+
+
+class CaptureFactory(Protocol):
+    """The fixture ``pgsignals_capture``: :func:`capture`, by default on the server of the tests,
+    begun at once, and ended with the test."""
+
+    def __call__(
+        self, *channels: str, database: str | Database | Reactor | None = None
+    ) -> Capture: ...

@@ -1,0 +1,113 @@
+"""Handlers: only those of the test, and done with what they were given."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import secrets
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+from pgsignals._types import Notification
+from pgsignals._workers import describe
+from pgsignals.database import Database
+from pgsignals.errors import ClosedError
+from pgsignals.reactor import Reactor
+from pgsignals.signals import default
+from pgsignals.testing._waiting import TIMEOUT, deadline_in, seconds_until
+
+_MARK = "pgsignals.mark"
+
+
+@contextlib.contextmanager
+def isolated_handlers() -> Iterator[None]:
+    """After the block the handlers of the module level are those that were there before it.
+
+    What :func:`pgsignals.on_channel` and :func:`pgsignals.channel` registered in it is forgotten,
+    what it disconnected is back.  So a module whose handlers are to stay is imported before it.
+    """
+    with default.restored():
+        yield
+
+
+@contextlib.contextmanager
+def running(reactor: Reactor, *, handlers_may_fail: bool = False) -> Iterator[Reactor]:
+    """Run *reactor* in the block, and complain at its end of handlers that failed in it.
+
+    :param handlers_may_fail: do not complain.
+    :raises AssertionError: a handler raised, its decode refused a payload, or one still runs
+        :data:`TIMEOUT` seconds after the end.
+    """
+    failures: list[tuple[str, str, BaseException]] = []
+
+    def note(
+        database: Database,
+        *,
+        notification: Notification | list[Notification],
+        handler: Callable[..., object],
+        error: BaseException,
+    ) -> None:
+        first = notification[0] if isinstance(notification, list) else notification
+        failures.append((describe(handler), first.channel, error))
+
+    with reactor.handler_failed.connected_to(note):
+        reactor.start()
+        try:
+            yield reactor
+        finally:
+            drained = reactor.stop(TIMEOUT)
+    if not drained:
+        raise AssertionError(f"a handler still ran {TIMEOUT:g} s after the test, see the log")
+    if failures and not handlers_may_fail:
+        handler, channel, error = failures[0]
+        raise AssertionError(
+            f"handler {handler} failed on channel {channel!r}"
+            + (f", and {len(failures) - 1} more" if failures[1:] else "")
+        ) from error
+
+
+class ReactorFactory(Protocol):
+    """The fixture ``pgsignals_reactor``: a :func:`running` reactor made with *options*, by default
+    on the server of the tests, stopped after the test."""
+
+    def __call__(
+        self, *databases: str | Database, handlers_may_fail: bool = False, **options: Any
+    ) -> Reactor: ...
+
+
+def settle(reactor: Reactor, timeout: float = TIMEOUT) -> None:
+    """Wait until everything that was committed before this call has been handled.  Blocks.
+
+    A mark, a notification of our own, shows it; :attr:`Reactor.any_channel` and
+    :meth:`Reactor.status` see that, too.  Not for handlers, which would wait for themselves.
+
+    :param timeout: seconds.
+    :raises ClosedError: the reactor is not running.
+    :raises AssertionError: the time ran out.
+    """
+    __tracebackhide__ = True
+    life = reactor._life
+    if life is None or life.over:
+        raise ClosedError("settle(): the reactor is not running; call start()")
+    handled: queue.SimpleQueue[Database] = queue.SimpleQueue()
+    deadline = deadline_in(timeout)
+    token = secrets.token_hex(8)
+
+    def seen(database: Database, notification: Notification) -> None:
+        if notification.payload == token:
+            # Other workers may still be busy with what came before: the backlog knows.
+            life.backlog.announce(life.link_of(database), lambda: handled.put(database))
+
+    with reactor.channel(_MARK).connected_to(seen):
+        for database in reactor.databases:
+            reactor.notify((_MARK, token), database=database)
+        waiting = set(reactor.databases)
+        while waiting:
+            try:
+                # Two that lead to the same place receive each other's marks, too.
+                waiting.discard(handled.get(timeout=seconds_until(deadline)))
+            except queue.Empty:
+                names = ", ".join(sorted(database.name for database in waiting))
+                raise AssertionError(
+                    f"not everything of {names} was received and handled within {timeout:g} s"
+                ) from None
