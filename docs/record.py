@@ -1,31 +1,43 @@
-"""Makes docs/demo.svg: a picture of a terminal in which the demo runs.
+"""Makes the pictures of the documentation: of a terminal in which a command runs.
 
 ::
 
     python docs/record.py                # writes docs/demo.svg
     python docs/record.py --seconds 6 --at 'gap \\(' --output picture.svg
+    python docs/record.py top            # writes docs/top.svg, of a busy server of its own
 
-The demo runs in a terminal of 80 by 24 that `tmux` provides; the last screen that shows what
-``--at`` asks for becomes the picture.
+The command runs in a terminal that `tmux` provides; the last screen that shows what ``--at`` asks
+for becomes the picture.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
+import math
 import os
+import random
 import re
 import shlex
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
+from typing import NamedTuple
 
-COLUMNS, ROWS = 80, 24
+import psycopg
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from pgsignals.demo import ITEMS
+from pgsignals.embedded import Postgres
+
 CELL_WIDTH, CELL_HEIGHT, FONT_SIZE, MARGIN, BAR = 8.43, 17, 14, 16, 28
 FONTS = "ui-monospace,'DejaVu Sans Mono',Menlo,Consolas,monospace"
 FOREGROUND, BACKGROUND = "#d8dee9", "#12161d"
@@ -41,16 +53,25 @@ OTHER_SEQUENCES = re.compile(r"\x1b(?:\[[\d;?]*[A-Za-ln-z]|[()].|\].*?(?:\x07|\x
 # -- the terminal ----------------------------------------------------------------------------------
 
 
-def screens(command: Sequence[str], environment: dict[str, str], directory: str) -> Iterator[str]:
+class Size(NamedTuple):
+    """Of a terminal."""
+
+    columns: int
+    rows: int
+
+
+def screens(
+    command: Sequence[str], environment: dict[str, str], directory: str, size: Size
+) -> Iterator[str]:
     """What a terminal shows, with its colours, ten times a second and once at the end.
 
     :param directory: for the socket, which tmux leaves behind.
     """
     tmux = ["tmux", "-S", str(Path(directory, "socket")), "-f", os.devnull]
     script = f"{shlex.join(command)}; tmux wait-for -S ended; exec sleep 60"
-    size = ["-x", str(COLUMNS), "-y", str(ROWS)]
+    extent = ["-x", str(size.columns), "-y", str(size.rows)]
     settings = [["set", "-g", "status", "off"], ["set", "-g", "default-terminal", "tmux-256color"]]
-    start = [*tmux, "new-session", "-d", *size, "sh", "-c", "exec sleep 60"]
+    start = [*tmux, "new-session", "-d", *extent, "sh", "-c", "exec sleep 60"]
     subprocess.run(start, env=environment, check=True)
     try:
         for setting in settings:
@@ -158,10 +179,10 @@ def runs(line: str, style: Style) -> tuple[list[tuple[int, str, Style]], Style]:
     return found, style
 
 
-def svg(text: str, title: str) -> str:
+def svg(text: str, title: str, size: Size) -> str:
     """A screen as a picture."""
-    width = round(COLUMNS * CELL_WIDTH + 2 * MARGIN)
-    height = BAR + ROWS * CELL_HEIGHT + MARGIN
+    width = round(size.columns * CELL_WIDTH + 2 * MARGIN)
+    height = BAR + size.rows * CELL_HEIGHT + MARGIN
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
         f'width="{width}" height="{height}" font-family="{FONTS}" font-size="{FONT_SIZE}">',
@@ -171,7 +192,7 @@ def svg(text: str, title: str) -> str:
     for index, colour in enumerate(("#e06c75", "#e5c07b", "#7fb069")):
         parts.append(f'<circle cx="{18 + 18 * index}" cy="15" r="5" fill="{colour}"/>')
     style = Style()
-    for row, line in enumerate(text.split("\n")[:ROWS]):
+    for row, line in enumerate(text.split("\n")[: size.rows]):
         found, style = runs(line, style)
         for column, run, look in found:
             parts += drawn(row, column, run, look)
@@ -204,30 +225,103 @@ def drawn(row: int, column: int, text: str, style: Style) -> Iterator[str]:
     )
 
 
+# -- what is to be seen ----------------------------------------------------------------------------
+
+
+class Scene(NamedTuple):
+    """A command, and what it needs."""
+
+    command: list[str]
+    variables: dict[str, str]
+    size: Size
+    at: str  # what the screen must show, at least
+
+
+@contextlib.contextmanager
+def demo(seconds: float) -> Iterator[Scene]:
+    """The demo."""
+    yield Scene(["demo", "--seconds", str(seconds)], {}, Size(80, 24), "")
+
+
+@contextlib.contextmanager
+def top(seconds: float) -> Iterator[Scene]:
+    """A shop that is busy; half way the listening session is killed."""
+    channels = ["orders", "stock", "prices", "sessions.ended", "errors"]
+    with Postgres(tcp=True) as server, psycopg.connect(server.dsn, autocommit=True) as admin:
+        admin.execute("CREATE DATABASE shop")
+        over = threading.Event()
+        work = threading.Thread(target=be_busy, args=(server.dsn_for("shop"), seconds, over))
+        work.start()
+        try:
+            command = ["top", *channels, "--interval", "0.5", "--timeout", str(seconds)]
+            variables = {"DATABASE_URL": server.dsn_for("shop")}
+            yield Scene(command, variables, Size(100, 18), "q quit")
+        finally:
+            over.set()
+            work.join()
+
+
+def be_busy(dsn: str, seconds: float, over: threading.Event) -> None:
+    """Notify as a shop does, until *over* is set."""
+    chance = random.Random(1)
+    begun = time.monotonic()
+    killed = False
+    with psycopg.connect(dsn, autocommit=True) as connection:
+
+        def notify(channel: str, **value: object) -> None:
+            connection.execute("SELECT pg_notify(%s, %s)", (channel, json.dumps(value)))
+
+        while not over.wait(chance.expovariate(60)):
+            now = time.monotonic() - begun
+            number = round(1000 * now)
+            if chance.random() < 0.6 + 0.4 * math.sin(now):
+                notify("orders", id=number, item=chance.choice(ITEMS), quantity=1)
+                notify("stock", item=chance.choice(ITEMS), left=chance.randint(0, 50))
+            if chance.random() < 0.05:
+                notify("prices", item=chance.choice(ITEMS), eur=chance.randint(1, 99))
+            if chance.random() < 0.2:
+                notify("sessions.ended", user=chance.randint(1, 500), seconds=number)
+            if now > seconds / 2 and not killed:
+                killed = True
+                connection.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "WHERE application_name = 'pgsignals'"
+                )
+
+
+SCENES = {"demo": demo, "top": top}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the picture; 0 when there is one."""
     here = Path(__file__).parent
     about, _, usage = (__doc__ or "").partition("\n\n")
     style = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=about, epilog=usage, formatter_class=style)
-    parser.add_argument("--seconds", type=float, default=10.0, help="how long the demo runs")
+    parser.add_argument("scene", nargs="?", choices=SCENES, default="demo", help="demo or top")
+    parser.add_argument("--seconds", type=float, default=10.0, help="how long the command runs")
     parser.add_argument("--at", default="", help="a regular expression that the screen must match")
-    parser.add_argument("--output", type=Path, default=here / "demo.svg")
+    parser.add_argument("--output", type=Path, help="docs/<scene>.svg by default")
     args = parser.parse_args(argv)
 
-    command = [sys.executable, "-m", "pgsignals", "demo", "--seconds", str(args.seconds)]
     environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
     path = os.pathsep.join([str(here.parent), environment.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     environment |= {"PYTHONPATH": path, "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8"}
     chosen = None
-    with tempfile.TemporaryDirectory(prefix="record-") as directory:
-        for text in screens(command, environment, directory):
-            if re.search(args.at, SGR.sub("", text)):
+    with (
+        tempfile.TemporaryDirectory(prefix="record-") as directory,
+        SCENES[args.scene](args.seconds) as scene,
+    ):
+        command = [sys.executable, "-m", "pgsignals", *scene.command]
+        for text in screens(command, environment | scene.variables, directory, scene.size):
+            plain = SGR.sub("", text)
+            if re.search(args.at, plain) and scene.at in plain:
                 chosen = text
     if chosen is None:
-        sys.stderr.write(f"no screen of the demo shows {args.at!r}\n")
+        sys.stderr.write(f"no screen of {args.scene} shows {args.at!r}\n")
         return 1
-    args.output.write_text(svg(chosen, "pgsignals demo"), "utf-8")
+    output = args.output or here / f"{args.scene}.svg"
+    output.write_text(svg(chosen, f"pgsignals {args.scene}", scene.size), "utf-8")
     return 0
 
 

@@ -17,8 +17,8 @@ PACKAGE = ROOT / "pgsignals"
 
 # A module imports from the lines above its own only.  A new module needs a place here.
 LEVELS: list[set[str]] = [
-    {"_types", "errors"},
-    {"_backoff", "_channels", "_fork", "_statements", "_states", "_waker", "embedded"},
+    {"_decode", "_types", "errors"},
+    {"_backoff", "_channels", "_fork", "_handlers", "_statements", "_states", "_waker", "embedded"},
     {"_backlog", "_driver", "manager", "signals"},
     {"database"},
     {"_control", "_workers"},
@@ -26,32 +26,58 @@ LEVELS: list[set[str]] = [
     {"_reader"},
     {"_life"},
     {"reactor"},
+    {"testing._waiting"},
+    {"testing._handlers", "testing._proxy", "testing._sessions"},
+    {"testing._capture"},
+    {"testing"},
     {"demo"},
+    {"cli.extras", "cli.terminal"},
+    {"cli._findings", "cli._metrics", "cli._watch", "cli.arguments"},
+    {"cli._delivery", "cli._screen"},
+    {"cli._checks"},
+    {"cli.bench", "cli.completion", "cli.demo", "cli.doctor", "cli.listen", "cli.notify"},
+    {"cli.run", "cli.top"},
     {"cli"},
     {"__init__"},
     {"__main__"},
 ]
 LEVEL_OF = {module: level for level, modules in enumerate(LEVELS) for module in modules}
+OURS = {f"pgsignals.{module}" for module in LEVEL_OF}
 
 # Who may import these; nobody else does.
 ONLY_IN: dict[str, set[str]] = {
-    "argparse": {"cli", "demo"},
+    "argparse": {
+        "cli",
+        *("cli.arguments", "cli.bench", "cli.completion", "cli.demo", "cli.doctor"),
+        *("cli.listen", "cli.notify", "cli.run", "cli.top"),
+    },
     "blinker": {"signals"},
     "marshal": set(),
     "pickle": set(),
+    "prometheus_client": {"cli._metrics"},
     "psycopg": {"_driver"},
+    "rich": {"cli._screen"},
     "yaml": set(),
 }
 
 # Time, chance and the outside world are arguments of these.
-PURE = {"_backoff", "_channels", "_statements", "_states", "_types", "errors"}
+PURE = {
+    "_backoff",
+    "_channels",
+    "_decode",
+    "_handlers",
+    "_statements",
+    "_states",
+    "_types",
+    "errors",
+}
 IMPURE = {"os", "queue", "select", "selectors", "socket", "subprocess", "threading", "time"}
 
 # Who may call these; nobody else does.
 CALLED_IN: dict[str, set[str]] = {
     "eval": set(),
     "exec": set(),
-    "print": {"cli", "demo"},
+    "print": {"cli.arguments", "cli.completion", "demo"},
     "time.time": {"_reader"},  # what operators compare with a clock on the wall
 }
 
@@ -62,7 +88,8 @@ class Source(ast.NodeVisitor):
     """The imports and calls of one module, save those that only annotations need."""
 
     def __init__(self, path: Path) -> None:
-        self.name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        self.name = name.removesuffix(".__init__")
         self.imports: set[str] = set()
         self.calls: set[str] = set()
         self.has_relative_import = False
@@ -79,8 +106,8 @@ class Source(ast.NodeVisitor):
     def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
         self.has_relative_import |= node.level > 0
         names = {alias.name for alias in node.names}
-        modules = names & set(LEVEL_OF) if node.module == "pgsignals" else set()
-        self.imports.update(f"pgsignals.{name}" for name in modules)
+        modules = {name for name in names if f"{node.module}.{name}" in OURS}
+        self.imports.update(f"{node.module}.{name}" for name in modules)
         if names - modules:
             self.imports.add(node.module or "")
         self.calls.update(f"{node.module}.{name}" for name in names)

@@ -2,110 +2,42 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
-import itertools
 import json
-import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import TypeAlias
 
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
+from pgsignals import cli
 from pgsignals.embedded import Postgres
 from tests.support.admin import Admin
+from tests.support.commands import (
+    NOWHERE,
+    PGSIGNALS,
+    ROOT,
+    Start,
+    commands,
+    environment,
+    numbers,
+    one_line,
+)
 from tests.support.waiting import AT_ONCE, LONG, PATIENCE, wait_until
-
-PGSIGNALS = [sys.executable, "-m", "pgsignals"]
-
-#: Nobody listens there.
-NOWHERE = "postgresql://app:hush@127.0.0.1:1/shop"
-
-numbers = itertools.count(1)
-
-
-class Command:
-    """A running command, and what it has printed so far."""
-
-    def __init__(self, process: subprocess.Popen[bytes], folder: Path) -> None:
-        self.process = process
-        self._folder = folder
-
-    @property
-    def out(self) -> str:
-        return (self._folder / "out").read_text("utf-8")
-
-    @property
-    def err(self) -> str:
-        return (self._folder / "err").read_text("utf-8")
-
-    def until(self, text: str, count: int = 1) -> None:
-        """Return when *text* has been printed on standard error, *count* times."""
-        wait_until(lambda: self.err.count(text) >= count, why=f"it never said {text!r}")
-
-    def status(self, timeout: float = PATIENCE) -> int:
-        """Wait for its end."""
-        return self.process.wait(timeout)
-
-
-Start: TypeAlias = Callable[..., Command]
-
-
-def environment(dsn: str | None, **more: str) -> dict[str, str]:
-    """Ours, with another DATABASE_URL, or none."""
-    drop = ("DATABASE_URL", "PYTHONUNBUFFERED", "NO_COLOR")
-    kept = {name: value for name, value in os.environ.items() if name not in drop}
-    return kept | ({} if dsn is None else {"DATABASE_URL": dsn}) | more
 
 
 @pytest.fixture
 def start(dsn: str, tmp_path: Path) -> Iterator[Start]:
     """Starts commands, by default with the server of the run as DATABASE_URL."""
-    started: list[subprocess.Popen[bytes]] = []
-
-    def start(
-        *arguments: str,
-        url: str | None = dsn,
-        stdin: bytes = b"",
-        out: Path | None = None,
-        **env: str,
-    ) -> Command:
-        folder = tmp_path / f"command_{next(numbers)}"
-        folder.mkdir()
-        (folder / "in").write_bytes(stdin)
-        with (
-            (folder / "in").open("rb") as source,
-            (out or folder / "out").open("wb") as target,
-            (folder / "err").open("wb") as err,
-        ):
-            process = subprocess.Popen(
-                [*PGSIGNALS, *arguments],
-                stdin=source,
-                stdout=target,
-                stderr=err,
-                env=environment(url, **env),
-            )
-        started.append(process)
-        return Command(process, folder)
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
-
-
-def one_line(text: str) -> str:
-    """*text*, which must be one line of ours."""
-    assert text.startswith("pgsignals: "), text
-    assert text.endswith("\n")
-    assert text.count("\n") == 1
-    return text
+    with commands(dsn, tmp_path) as start:
+        yield start
 
 
 # -- the command line ----------------------------------------------------------------------------
@@ -126,8 +58,13 @@ def test_version_is_name_and_number(start: Start) -> None:
         (["demo", "--help"], "pgsignals demo --seconds 60"),
         (["listen", "--help"], "pgsignals listen orders --count 1 --timeout 60"),
         (["notify", "--help"], "date | pgsignals notify orders -"),
+        (["doctor", "--help"], "pgsignals doctor --json | jq"),
+        (["top", "--help"], "pgsignals top orders --json | jq"),
+        (["run", "--help"], "pgsignals run shop.handlers --log json --metrics 9187"),
+        (["bench", "--help"], "pgsignals bench --size 2000"),
+        (["completion", "--help"], "bash, in ~/.bashrc"),
     ],
-    ids=["pgsignals", "demo", "listen", "notify"],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_help_teaches_by_example(start: Start, arguments: list[str], example: str) -> None:
     command = start(*arguments, url=NOWHERE)
@@ -160,6 +97,20 @@ def test_help_teaches_by_example(start: Start, arguments: list[str], example: st
         ["notify", "orders", "1", "2\x1b[31m\n"],
         ["demo", "--seconds", "0"],
         ["demo", "--seconds", "inf"],
+        ["doctor", "orders"],
+        ["doctor", "--timeout", "0"],
+        ["top", "*"],
+        ["top", "--interval", "0"],
+        ["run"],
+        ["run", "x", "--workers", "0"],
+        ["run", "x", "--log", "xml"],
+        ["run", "x", "--metrics", "http"],
+        ["run", "x", "--metrics", "65536"],
+        ["run", "x", "--metrics", "localhost:"],
+        ["bench", "--seconds", "61"],
+        ["bench", "--size", "8000"],
+        ["bench", "--size", "19"],
+        ["completion", "tcsh"],
     ],
     ids=lambda arguments: ascii(" ".join(arguments))[1:30] or "nothing",
 )
@@ -213,6 +164,47 @@ def test_without_option_and_database_url_libpq_decides(
 
     assert start("notify", "orders", url=url, **libpq).status() == 0
     assert start("notify", "orders", url=url, **libpq | {"PGPORT": "1"}).status() == 1
+
+
+def test_what_one_command_needs_is_not_loaded_for_the_others() -> None:
+    program = (
+        "import sys; from pgsignals import cli; cli.parser(); "
+        "print({'rich', 'prometheus_client', 'http'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout == "set()\n"
+
+
+def documented() -> dict[str, str]:
+    """The sections of docs/cli.md by the commands that they are about."""
+    text = (ROOT / "docs" / "cli.md").read_text("utf-8")
+    sections = re.split(r"^## (\w+)\n", text, flags=re.MULTILINE)
+    return dict(zip(sections[1::2], sections[2::2], strict=True))
+
+
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    """Those of the commands."""
+    for action in cli.parser()._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return dict(action.choices)
+    raise AssertionError("there are no commands")
+
+
+@pytest.mark.parametrize("name", parsers())
+def test_command_is_documented(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    parser = parsers()[name]
+    section = documented()[name]
+    usage = " ".join(parser.format_usage().split()).removeprefix("usage: ")
+
+    assert f"**Synopsis:** `{usage}`" in section
+    assert "**Exit status:** 0 " in section
+    assert "```sh\npgsignals " in section
+    for option in re.findall(r"\[(--[^]]*(?:\]PORT)?)\]", usage):
+        assert f"| `{option}` |" in section
 
 
 # -- listen --------------------------------------------------------------------------------------

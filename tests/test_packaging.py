@@ -65,11 +65,19 @@ def test_version_is_written_in_pyproject_only(project: dict[str, Any]) -> None:
 
 
 def test_command_is_the_same_as_running_the_package() -> None:
-    (command,) = metadata.distribution(DISTRIBUTION).entry_points.select(name="pgsignals")
+    entry_points = metadata.distribution(DISTRIBUTION).entry_points
+    (command,) = entry_points.select(group="console_scripts")
 
-    assert command.group == "console_scripts"
+    assert command.name == "pgsignals"
     assert command.value == "pgsignals.cli:main"
     assert callable(command.load())
+
+
+def test_pytest_finds_the_plugin() -> None:
+    (plugin,) = metadata.distribution(DISTRIBUTION).entry_points.select(group="pytest11")
+
+    assert plugin.name == "pgsignals"
+    assert plugin.load().pgsignals_dsn
 
 
 def test_command_prints_the_version() -> None:

@@ -16,17 +16,15 @@ import pytest
 
 from pgsignals import Database, Notification, NotificationManager
 from pgsignals.errors import ClosedError
+from pgsignals.testing import Proxy, kill_listener
 from tests.support.admin import Admin, stopped
 from tests.support.arrivals import Connect, everything, payloads, take
 from tests.support.protocol import messages
-from tests.support.proxy import Proxy
 from tests.support.uses import Use
 from tests.support.values import BAD_NUMBERS, GOOD_TIMEOUTS, NO_NUMBERS
 from tests.support.waiting import AT_ONCE, LONG, Background, hangs_fail, is_readable, wait_until
 
 pytestmark = hangs_fail
-
-Killer = Callable[[Database | int], None]
 
 
 def polled(database: Database) -> list[Notification | None]:
@@ -204,8 +202,8 @@ def test_zero_timeout_gives_a_flood_in_order(
 
 
 @pytest.mark.spec("5.3", "N6")
-def test_zero_timeout_sees_the_end(listener: Database, killer: Killer) -> None:
-    killer(listener)
+def test_zero_timeout_sees_the_end(listener: Database) -> None:
+    kill_listener(listener)
 
     def closed() -> bool:
         assert list(listener.wait(0)) == []
@@ -498,12 +496,12 @@ def test_body_that_opens_the_database_again_goes_on_with_the_new_session(
 @pytest.mark.spec("8.5", "12.4", "6.8")
 @pytest.mark.parametrize("timeout", [None, LONG])
 def test_killed_session_ends_the_loop_without_an_exception(
-    listener: Database, killer: Killer, timeout: float | None
+    listener: Database, timeout: float | None
 ) -> None:
     waiting = Background(list, listener.wait(timeout))
     waiting.until_it_waits()
 
-    killer(listener)
+    kill_listener(listener)
 
     assert waiting.result() == []
     assert listener.closed
@@ -512,11 +510,11 @@ def test_killed_session_ends_the_loop_without_an_exception(
 @pytest.mark.spec("6.11", "12.8", "N5")
 @pytest.mark.parametrize("timeout", [None, LONG])
 def test_what_arrived_before_a_kill_is_yielded(
-    listener: Database, channel: str, admin: Admin, killer: Killer, timeout: float | None
+    listener: Database, channel: str, admin: Admin, timeout: float | None
 ) -> None:
     admin.notify(channel, "1")
     wait_until(lambda: is_readable(listener))
-    killer(listener)
+    kill_listener(listener)
 
     assert list(listener.wait(timeout)) == [(channel, "1", admin.pid)]
     assert listener.closed

@@ -1,0 +1,122 @@
+"""The command ``pgsignals``, with a module for each of its commands."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from types import FrameType
+
+from pgsignals.cli import bench, completion, demo, doctor, listen, notify, run, top
+from pgsignals.cli.arguments import FAILED, WHERE, Parser, Version
+from pgsignals.cli.terminal import say
+from pgsignals.errors import Error
+
+#: An OS signal that comes within so many seconds after another one is the same wish:
+#: timeout(1) sends each of them twice.
+SAME_WISH = 1.0
+
+ABOUT = """\
+PostgreSQL LISTEN/NOTIFY at the command line.
+
+  pgsignals demo                           see it work, on a PostgreSQL server of its own
+  pgsignals listen orders stock            print what is notified, until Ctrl-C
+  pgsignals notify orders '{"id": 42}'     notify, from another terminal
+  pgsignals doctor                         find out why nothing arrives
+  pgsignals run shop.handlers              run your handlers as a service
+"""
+
+ABOUT_STATUS = f"""\
+{WHERE}
+Exit status: 0 done, 1 failed, 2 not understood, 130 ended by Ctrl-C, 143 ended by SIGTERM.
+Each command has examples: pgsignals listen --help
+"""
+
+
+def parser() -> Parser:
+    """The command line as argparse knows it."""
+    top_level = Parser(
+        "pgsignals",
+        description=ABOUT,
+        epilog=ABOUT_STATUS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    top_level.add_argument("--version", action=Version, nargs=0, help="print the version and end")
+    commands = top_level.add_subparsers(metavar="COMMAND", required=True)
+    for command in (demo, listen, notify, doctor, top, run, bench):
+        command.add(commands)
+    completion.add(commands, top_level)
+    return top_level
+
+
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """OS signals end the block with the status that shells give them: 128 + number.
+
+    What follows cleans up; another signal, when that takes too long, ends the program at once.
+    """
+    first: list[float] = []
+
+    def end(number: int, _: FrameType | None) -> None:
+        now = time.monotonic()
+        if not first:
+            first.append(now)
+            if number == signal.SIGINT and sys.stderr is not None and sys.stderr.isatty():
+                os.write(sys.stderr.fileno(), b"\n")  # the terminal has written ^C
+            raise SystemExit(128 + number)
+        if now - first[0] > SAME_WISH:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # else nohup(1) has started us
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, end) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    # What its warnings say of a link, we say ourselves.
+    logging.getLogger("pgsignals").setLevel(logging.ERROR)
+    try:
+        with ended_by_signals():
+            try:
+                args = parser().parse_args(argv)
+                status: int = args.run(args)
+            finally:
+                if sys.stdout is not None:
+                    sys.stdout.flush()
+    except (Error, OSError) as error:
+        return failed(error)
+    except Exception as error:
+        if not hasattr(error, "sqlstate"):
+            raise
+        return failed(error)  # psycopg's: the server has refused a statement
+    return status
+
+
+def failed(error: Exception) -> int:
+    """Say why, and return the exit status."""
+    if isinstance(error, OSError) and not isinstance(error, Error):
+        _forget_output()
+    if isinstance(error, BrokenPipeError):
+        return 128 + signal.SIGPIPE
+    say(" ".join(str(error).split()))
+    return FAILED
+
+
+def _forget_output() -> None:
+    """What could not be written, the interpreter would try to write again at its end."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

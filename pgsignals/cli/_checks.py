@@ -1,0 +1,330 @@
+"""What ``pgsignals doctor`` looks at.
+
+Statements go one by one, without parameters, so that any pooler takes them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from pgsignals._driver import Session, versions
+from pgsignals._link import QUEUE_ALARM
+from pgsignals._statements import GUARDS, QUEUE_HOLDERS, WHO
+from pgsignals.cli._delivery import Delivery
+from pgsignals.cli._findings import Finding, for_refusal
+from pgsignals.database import Database
+from pgsignals.errors import ConnectError, ConnectionLostError, EncodingError
+
+#: The oldest server that knows all of what a reactor sets on its session.
+OLDEST = 140000
+
+#: From here on a full queue is near; the server itself warns.
+QUEUE_FULL = 0.5
+
+#: Seconds between two clocks that nobody would notice in a gap.
+CLOCKS = 1.0
+
+#: Seconds of silence after which an operating system should begin to ask.
+LONG_SILENCE = 600
+
+TIMEOUTS = (
+    "idle_session_timeout",
+    "idle_in_transaction_session_timeout",
+    "transaction_timeout",
+    "statement_timeout",
+    "client_connection_check_interval",
+)
+KEEPALIVES = tuple(name for name in GUARDS if name.startswith("tcp_"))
+
+SETTINGS = (
+    "SELECT name, setting FROM pg_settings WHERE name IN ('max_connections', "
+    + ", ".join(f"'{name}'" for name in (*TIMEOUTS, *KEEPALIVES))
+    + ")"
+)
+TLS = "SELECT ssl, version FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
+QUEUE = "SELECT pg_notification_queue_usage()"
+CLOCK = "SELECT extract(epoch FROM clock_timestamp())::float8"
+
+# The server does not tell who listens; the last statement of a listener usually is one of these.
+# Of a session that belongs to another role it may hide even what kind of process it is.
+ACTIVITY = (
+    "SELECT coalesce(nullif(application_name, ''), 'no name'), datname = current_database(), "
+    "query ~* '^\\s*listen\\s' OR query LIKE 'SELECT pg_notification_queue_usage()%', "
+    "query = '<insufficient privilege>' FROM pg_stat_activity "
+    "WHERE pid <> pg_backend_pid() AND datid IS NOT NULL "
+    "AND coalesce(backend_type, 'client backend') = 'client backend'"
+)
+
+
+def examine(database: Database, timeout: float) -> Iterator[Finding]:
+    """All findings, as they come.  Blocks.
+
+    :param timeout: seconds for each answer.
+    """
+    try:
+        session = database.new_session(timeout)
+    except EncodingError as error:
+        yield Finding("encoding", "failed", str(error))
+        return
+    except ConnectError as error:
+        yield Finding("connection", "failed", str(error), for_refusal(str(error)))
+        return
+    examination = Examination(database, session, timeout)
+    try:
+        yield from examination.findings()
+    except ConnectionLostError as error:
+        text = "no answer in time" if examination.late else str(error)
+        advice = "the server stands still, or the network drops what is sent on open connections"
+        yield Finding("connection", "failed", text, advice if examination.late else None)
+    finally:
+        session.close()
+
+
+class Examination:
+    """One run: a session to ask with, and what is known so far."""
+
+    def __init__(self, database: Database, session: Session, timeout: float) -> None:
+        self.late = False
+        self._database = database
+        self._session = session
+        self._timeout = timeout
+        self._direct = True
+        self._settings: dict[str, str] = {}
+
+    def findings(self) -> Iterator[Finding]:
+        """See :func:`examine`."""
+        begun = time.monotonic()
+        [[pid, in_recovery]] = self._ask(WHO)
+        took = time.monotonic() - begun
+        self._direct = pid == self._session.backend_id
+        self._settings = {name: value for name, value in self._ask(SETTINGS)}
+        where = f"{self._session.name}, an answer takes {1000 * took:.1f} ms"
+        yield Finding("connection", "ok", where, facts={"answer_seconds": took})
+        yield self._server()
+        yield self._tls()
+        yield self._encoding()
+        found = [self._clock(), self._queue(), self._sessions(), self._timeouts()]
+        delivery = Delivery(self._database, self._timeout, direct=self._direct)
+        yield from delivery.findings(in_recovery=in_recovery)
+        yield from found
+        yield from self._keepalives()
+
+    def _ask(self, sql: str) -> list[tuple[Any, ...]]:
+        """The rows of *sql*, or the end of the session when they take too long."""
+
+        def give_up() -> None:
+            self.late = True
+            self._session.shutdown()
+
+        timer = threading.Timer(self._timeout, give_up)
+        timer.daemon = True
+        timer.start()
+        try:
+            rows = self._session.query(sql)
+        finally:
+            timer.cancel()
+        text = self._session.text
+        return [
+            tuple(text(value) if isinstance(value, bytes) else value for value in row)
+            for row in rows
+        ]
+
+    # -- what answers ----------------------------------------------------------------------------
+
+    def _server(self) -> Finding:
+        info = self._session.connection.info
+        version = info.parameter_status("server_version") or "of an unknown version"
+        psycopg, libpq = versions()
+        text = f"PostgreSQL {version}; here psycopg {psycopg} with libpq {libpq}"
+        facts = {"server": version, "psycopg": psycopg, "libpq": libpq}
+        if info.server_version < OLDEST:
+            advice = f"a Reactor wants PostgreSQL {OLDEST // 10000} or newer"
+            return Finding("server", "failed", text, advice, facts)
+        return Finding("server", "ok", text, facts=facts)
+
+    def _tls(self) -> Finding:
+        pgconn, info = self._session.pgconn, self._session.connection.info
+        encrypted = bool(pgconn.ssl_in_use)
+        facts: dict[str, Any] = {"encrypted": encrypted}
+        if info.host.startswith("/"):
+            return Finding("TLS", "ok", "none, over a Unix socket", facts=facts)
+        if not encrypted:
+            if re.match(r"127\.|::1$", info.hostaddr):
+                return Finding("TLS", "ok", "none, within this machine", facts=facts)
+            advice = "sslmode=verify-full; others on the way can read and forge what is notified"
+            return Finding("TLS", "warning", "none", advice, facts)
+        rows = self._ask(TLS) if self._direct else []
+        protocol = rows[0][1] if rows and rows[0][0] else "encrypted"
+        options = {option.keyword: option.val for option in pgconn.info}
+        sslmode = (options.get(b"sslmode") or b"prefer").decode()
+        facts |= {"protocol": protocol, "sslmode": sslmode}
+        text = f"{protocol}, sslmode={sslmode}"
+        if sslmode == "verify-full":
+            return Finding("TLS", "ok", text, facts=facts)
+        advice = "sslmode=verify-full, or anybody on the way may pretend to be the server"
+        return Finding("TLS", "note", text, advice, facts)
+
+    def _encoding(self) -> Finding:
+        status = self._session.connection.info.parameter_status
+        server, client = status("server_encoding") or "", status("client_encoding") or ""
+        facts = {"server": server, "client": client}
+        text = f"{server} in the database, {client} on the wire"
+        if server == "SQL_ASCII":
+            advice = (
+                "such a database takes any bytes; what is no UTF-8 arrives as surrogate escapes. "
+                "Prefer a database with encoding UTF8"
+            )
+            return Finding("encoding", "note", text, advice, facts)
+        return Finding("encoding", "ok", text, facts=facts)
+
+    def _clock(self) -> Finding:
+        offset, doubt = 0.0, float("inf")
+        for _ in range(5):
+            before = datetime.now(UTC).timestamp()
+            [[there]] = self._ask(CLOCK)
+            after = datetime.now(UTC).timestamp()
+            if after - before < doubt:
+                offset, doubt = there - (before + after) / 2, after - before
+        facts = {"offset_seconds": offset, "uncertainty_seconds": doubt / 2}
+        ahead = "ahead of" if offset >= 0 else "behind"
+        text = f"the server's is {1000 * abs(offset):.1f} ms {ahead} ours"
+        text += f" (to within {500 * doubt:.1f} ms)"
+        if abs(offset) - doubt / 2 > CLOCKS:
+            advice = (
+                "let both follow NTP: the times of a Gap are this machine's, those in your tables "
+                "the server's"
+            )
+            return Finding("clock", "warning", text, advice, facts)
+        return Finding("clock", "ok", text, facts=facts)
+
+    # -- the queue and the others ----------------------------------------------------------------
+
+    def _queue(self) -> Finding:
+        [[usage]] = self._ask(QUEUE)
+        holders = [row[0] for row in self._ask(QUEUE_HOLDERS)] if usage else []
+        facts = {"usage": usage, "holders": holders}
+        text = f"{100 * usage:.4g} % full"
+        if holders:
+            text += f"; may be held by {'; '.join(holders)}"
+        elif usage and self._blind:
+            text += "; who holds it is hidden from this role"
+        if usage < QUEUE_ALARM:
+            return Finding("queue", "ok", text, facts=facts)
+        advice = (
+            "end who holds it with pg_terminate_backend(pid); when it is full, every NOTIFY of "
+            "the cluster fails"
+        )
+        return Finding("queue", "failed" if usage >= QUEUE_FULL else "warning", text, advice, facts)
+
+    @property
+    def _blind(self) -> bool:
+        """Whether the server hides from us what others do."""
+        return any(row[3] for row in self._ask(ACTIVITY))
+
+    def _sessions(self) -> Finding:
+        rows = self._ask(ACTIVITY)
+        limit = int(self._settings.get("max_connections", 0))
+        listeners = sorted({name for name, here, listens, _ in rows if here and listens})
+        number = sum(1 for _, here, listens, _ in rows if here and listens)
+        hidden = sum(1 for *_, hidden in rows if hidden)
+        facts = {
+            "sessions": len(rows) + 1,
+            "max_connections": limit,
+            "listeners": number,
+            "hidden": hidden,
+        }
+        text = f"{len(rows) + 1} of {limit}; {number} seem to listen in this database"
+        if listeners:
+            text += f" ({', '.join(listeners[:5])}{', ...' if len(listeners) > 5 else ''})"
+        if hidden:
+            text += f"; what {hidden} of them do is hidden from this role"
+        if len(rows) + 1 >= 0.9 * limit > 0:
+            advice = "raise max_connections, or find who keeps so many: a reactor wants two each"
+            return Finding("sessions", "warning", text, advice, facts)
+        if hidden:
+            advice = "GRANT pg_read_all_stats to this role to see who listens and who holds a queue"
+            return Finding("sessions", "note", text, advice, facts)
+        return Finding("sessions", "ok", text, facts=facts)
+
+    # -- what ends a listener --------------------------------------------------------------------
+
+    def _timeouts(self) -> Finding:
+        facts = {
+            name: int(self._settings[name]) / 1000 for name in TIMEOUTS if name in self._settings
+        }
+        active = {name: seconds for name, seconds in facts.items() if seconds}
+        text = ", ".join(f"{name} {seconds:g} s" for name, seconds in active.items()) or "none set"
+        idle = facts.get("idle_session_timeout", 0)
+        if not idle:
+            return Finding("timeouts", "ok", text, facts=facts)
+        if self._direct:
+            advice = (
+                "a Reactor sets idle_session_timeout to 0 on its own session; a loop over "
+                "db.wait() has to do so by itself"
+            )
+            return Finding("timeouts", "note", text, advice, facts)
+        advice = (
+            "behind a pooler a Reactor changes no settings: ALTER ROLE ... SET "
+            "idle_session_timeout = 0, or keep probe_interval well below it"
+        )
+        return Finding("timeouts", "warning", text, advice, facts)
+
+    def _keepalives(self) -> Iterator[Finding]:
+        facts: dict[str, Any] = {
+            name: int(self._settings[name]) for name in KEEPALIVES if name in self._settings
+        }
+        ours = tcp_settings(self._session.fileno())
+        if not ours:
+            text = "none needed, over a Unix socket"
+            yield Finding("keepalives", "ok", text, facts={"server": facts, "client": {}})
+            return
+        both = {"server": facts, "client": ours}
+        text = f"server: {in_words(facts)}; here: {in_words(ours)}"
+        if not self._direct:
+            advice = (
+                "behind a pooler a Reactor changes no settings: set tcp_keepalive of the pooler, "
+                "and tcp_keepalives_idle of the server"
+            )
+            yield Finding("keepalives", "note", text, advice, both)
+        elif ours.get("keepalives_idle", 0) > LONG_SILENCE or not ours.get("keepalives"):
+            advice = (
+                "a Reactor sets those of the server on its session, and probes, so that its own do "
+                "not matter; for a loop over db.wait(): keepalives_idle=30 tcp_user_timeout=30000"
+            )
+            yield Finding("keepalives", "note", text, advice, both)
+        else:
+            yield Finding("keepalives", "ok", text, facts=both)
+
+
+def in_words(settings: dict[str, Any]) -> str:
+    """Settings with their values, without what their names have in common."""
+    return ", ".join(
+        f"{name.removeprefix('tcp_').removeprefix('keepalives_')} {value}"
+        for name, value in settings.items()
+    )
+
+
+def tcp_settings(number: int) -> dict[str, int]:
+    """What libpq has set on the socket with this file number, called as libpq calls it; nothing
+    for a Unix socket, and only what the operating system tells."""
+    with socket.socket(fileno=os.dup(number)) as duplicate:
+        if duplicate.family == socket.AF_UNIX:
+            return {}
+        settings = {"keepalives": duplicate.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)}
+        for name, constant in (
+            ("keepalives_idle", "TCP_KEEPIDLE"),
+            ("keepalives_interval", "TCP_KEEPINTVL"),
+            ("keepalives_count", "TCP_KEEPCNT"),
+            ("tcp_user_timeout", "TCP_USER_TIMEOUT"),
+        ):
+            option = getattr(socket, constant, None)
+            if option is not None:
+                settings[name] = duplicate.getsockopt(socket.IPPROTO_TCP, option)
+        return settings

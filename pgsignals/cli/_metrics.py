@@ -1,0 +1,181 @@
+"""What ``pgsignals run --metrics`` serves: the status of a reactor, for Prometheus and for whoever
+asks whether it is well."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    Metric,
+    StateSetMetricFamily,
+)
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from pgsignals._types import DatabaseStatus
+from pgsignals.errors import Error
+from pgsignals.reactor import Reactor
+
+STATES = ("connecting", "listening", "lost", "stopped")
+
+#: Counters by the field of a database's status that has them.
+COUNTERS = {
+    "received": "Notifications received.",
+    "dispatched": "Notifications whose handlers have all returned.",
+    "dropped": "Notifications given up because the backlog was full.",
+    "failed": "Calls of handlers that raised, and payloads that a decode refused.",
+    "gaps": "Gaps told.",
+    "reconnects": "Sessions opened after the first one.",
+}
+
+#: The same for gauges, with the name of each.
+GAUGES = {
+    "last_received": ("last_received_timestamp_seconds", "When the last notification came."),
+    "probe_seconds": ("probe_seconds", "How long the last round trip took."),
+    "queue_usage": ("queue_usage_ratio", "How full the cluster's notification queue is, 0 to 1."),
+}
+
+
+class ReactorCollector(Collector):
+    """Reads the status when it is asked, and counts nothing itself."""
+
+    def __init__(self, reactor: Reactor) -> None:
+        self._reactor = reactor
+
+    def collect(self) -> Iterator[Metric]:
+        """See :class:`prometheus_client.registry.Collector`."""
+        status = self._reactor.status()
+        running = "Whether the reactor runs."
+        yield GaugeMetricFamily("pgsignals_running", running, float(status.running))
+        waiting = "Notifications received whose handlers have not begun."
+        yield GaugeMetricFamily("pgsignals_backlog", waiting, status.backlog)
+        databases = dict(zip(names(status.databases), status.databases, strict=True))
+        for field, text in COUNTERS.items():
+            counter = CounterMetricFamily(f"pgsignals_{field}", text, labels=["database"])
+            for name, database in databases.items():
+                counter.add_metric([name], getattr(database, field))
+            yield counter
+        for field, (called, text) in GAUGES.items():
+            gauge = GaugeMetricFamily(f"pgsignals_{called}", text, labels=["database"])
+            for name, database in databases.items():
+                if (value := getattr(database, field)) is not None:
+                    gauge.add_metric([name], value)
+            yield gauge
+        states = StateSetMetricFamily("pgsignals_state", "Its state.", labels=["database"])
+        for name, database in databases.items():
+            states.add_metric([name], {state: state == database.state for state in STATES})
+        yield states
+
+
+def names(databases: tuple[DatabaseStatus, ...]) -> list[str]:
+    """Their names; the second and later ones of the same name get a number."""
+    found: list[str] = []
+    for database in databases:
+        name, number = database.name, 2
+        while name in found:
+            name, number = f"{database.name} #{number}", number + 1
+        found.append(name)
+    return found
+
+
+def health(reactor: Reactor) -> tuple[bool, dict[str, object]]:
+    """Whether every database is listened to, and what to say of it."""
+    status = reactor.status()
+    told = ("name", "state", "last_error")
+    databases = [
+        {key: value for key, value in dataclasses.asdict(database).items() if key in told}
+        for database in status.databases
+    ]
+    healthy = status.running and all(one.state == "listening" for one in status.databases)
+    return healthy, {"healthy": healthy, "running": status.running, "databases": databases}
+
+
+class Server(ThreadingHTTPServer):
+    """Answers to ``/metrics`` and ``/healthz``."""
+
+    daemon_threads = True
+    block_on_close = False  # whoever asks slowly does not keep us from ending
+
+    def __init__(self, reactor: Reactor, address: tuple[str, int]) -> None:
+        self.reactor = reactor
+        self.registry = CollectorRegistry()
+        self.registry.register(ReactorCollector(reactor))
+        for standard in (ProcessCollector, PlatformCollector, GCCollector):
+            standard(registry=self.registry)
+        [(self.address_family, *_), *_] = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
+        super().__init__(address, Handler)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers one request."""
+
+    server: Server
+    server_version = "pgsignals"
+    sys_version = ""
+    timeout = 10  # seconds for a request to arrive
+
+    def do_GET(self) -> None:
+        """Answer it."""
+        answers: dict[str, Callable[[], None]] = {
+            "/metrics": self._metrics,
+            "/healthz": self._health,
+        }
+        answer = answers.get(self.path.partition("?")[0])
+        if answer is None:
+            self._send(HTTPStatus.NOT_FOUND, "text/plain", b"/metrics or /healthz\n")
+        else:
+            answer()
+
+    do_HEAD = do_GET
+
+    def _metrics(self) -> None:
+        encode, content_type = choose_encoder(self.headers.get("Accept", ""))
+        self._send(HTTPStatus.OK, content_type, encode(self.server.registry))
+
+    def _health(self) -> None:
+        healthy, told = health(self.server.reactor)
+        status = HTTPStatus.OK if healthy else HTTPStatus.SERVICE_UNAVAILABLE
+        self._send(status, "application/json", json.dumps(told).encode() + b"\n")
+
+    def _send(self, status: HTTPStatus, content_type: str, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nobody wants a line in the log for each question."""
+
+
+@contextlib.contextmanager
+def serve(reactor: Reactor, address: tuple[str, int]) -> Iterator[None]:
+    """Answer in this block, on a thread beside it.
+
+    :raises Error: the address cannot be had.
+    """
+    try:
+        server = Server(reactor, address)
+    except OSError as error:
+        reason = error.strerror
+        raise Error(f"--metrics {address[0]}:{address[1]}: {reason}") from None
+    with server:
+        thread = threading.Thread(
+            target=server.serve_forever, name="pgsignals-metrics", daemon=True
+        )
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown()

@@ -1,0 +1,154 @@
+"""The command line as argparse knows it: what the commands have in common."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import os
+from collections.abc import Callable
+from importlib import metadata
+from typing import NoReturn, TypeAlias
+
+from pgsignals._channels import check_channel
+from pgsignals.cli.terminal import say
+from pgsignals.errors import ChannelNameError
+
+#: Status of a command that failed, and of one that was not understood.
+FAILED, MISUSED = 1, 2
+
+#: What a reader of our output that has stopped reading is given, in seconds, when we end.
+PATIENCE = 1.0
+
+WHERE = """\
+The database: --dsn, else the environment variable DATABASE_URL, else libpq's own defaults (PGHOST,
+PGSERVICE, PGPASSFILE, ...). A password in --dsn can be seen by everybody on this machine.
+"""
+
+NAME = "its name, in which upper and lower case differ"
+
+
+class Parser(argparse.ArgumentParser):
+    """Complains in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        say(f"{message} (see {self.prog} --help)")
+        raise SystemExit(MISUSED)
+
+
+class Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        print("pgsignals", metadata.version("pgsignals-reactor"))
+        raise SystemExit(0)
+
+
+Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
+Run: TypeAlias = Callable[[argparse.Namespace], int]
+
+
+def add_command(
+    commands: Commands, name: str, short: str, about: str, after: str, run: Run
+) -> Parser:
+    """Add a command.
+
+    :param short: for the list of commands.
+    :param about: what its ``--help`` says before the options, with examples.
+    :param after: and after them.
+    :param run: returns the exit status.
+    """
+    parser = commands.add_parser(
+        name,
+        help=short,
+        description=about,
+        epilog=after,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+# -- options of several commands -----------------------------------------------------------------
+
+
+def add_dsn(parser: Parser) -> None:
+    """Add ``--dsn``."""
+    parser.add_argument("--dsn", help="a connection string or URI")
+
+
+def add_dsns(parser: Parser) -> None:
+    """Add ``--dsn``, for several databases."""
+    parser.add_argument(
+        "--dsn",
+        action="append",
+        help="a connection string or URI; again for each further database",
+    )
+
+
+def add_probes(parser: Parser, interval: float = 10.0) -> None:
+    """Add what decides how soon silence is noticed.
+
+    :param interval: the default, in seconds.
+    """
+    parser.add_argument(
+        "--probe-interval",
+        metavar="S",
+        type=duration,
+        default=interval,
+        help=f"seconds between two proofs that a database is heard, {interval:g} by default",
+    )
+    parser.add_argument(
+        "--probe-timeout",
+        metavar="S",
+        type=duration,
+        default=5.0,
+        help="seconds that a server has to answer, 5 by default",
+    )
+
+
+def database_of(args: argparse.Namespace) -> str:
+    """The connection string; ``""`` leaves it to libpq."""
+    dsn: str | None = args.dsn
+    return os.environ.get("DATABASE_URL", "") if dsn is None else dsn
+
+
+def databases_of(args: argparse.Namespace) -> list[str]:
+    """The connection strings, one at least."""
+    dsns: list[str] | None = args.dsn
+    return dsns or [os.environ.get("DATABASE_URL", "")]
+
+
+# -- what argparse calls to read a word ----------------------------------------------------------
+
+
+def channel_name(text: str) -> str:
+    """The name of a channel."""
+    try:
+        return check_channel(text)
+    except ChannelNameError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def count(text: str) -> int:
+    """A whole number above 0."""
+    with contextlib.suppress(ValueError):
+        if (value := int(text)) > 0:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+
+
+def seconds(text: str) -> float:
+    """A number of seconds."""
+    with contextlib.suppress(ValueError):
+        if (value := float(text)) >= 0:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+
+
+def duration(text: str) -> float:
+    """A finite number of seconds above 0."""
+    if 0 < (value := seconds(text)) < math.inf:
+        return value
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")

@@ -1,0 +1,23 @@
+"""What only some commands need, and not every installation has."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from pgsignals.errors import Error
+
+
+class MissingExtraError(Error, ImportError):
+    """A command needs a package that is not installed."""
+
+
+def require(module: str, what: str) -> None:
+    """Complain when *module* is not installed.
+
+    :param what: the command or option that needs it.
+    :raises MissingExtraError: saying how to install it.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise MissingExtraError(
+            f"{what} needs {module}, which is not installed: pip install 'pgsignals-reactor[cli]'"
+        )

@@ -1,0 +1,299 @@
+"""``pgsignals listen``."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import select
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from datetime import datetime
+
+from pgsignals._types import Gap, Notification
+from pgsignals._waker import Waker
+from pgsignals.cli.arguments import (
+    FAILED,
+    MISUSED,
+    NAME,
+    PATIENCE,
+    WHERE,
+    Commands,
+    add_command,
+    add_dsns,
+    channel_name,
+    count,
+    databases_of,
+    seconds,
+)
+from pgsignals.cli.terminal import CYAN, DIM, escape, paint, put, say
+from pgsignals.database import Database
+from pgsignals.errors import ConnectionLostError
+from pgsignals.reactor import Reactor
+
+ABOUT = """\
+Print a line for each notification: the channel, a tab, the payload. What could control a terminal
+is shown escaped, such as \\x1b; the exact text is in the objects of --json.
+
+  pgsignals listen orders
+  pgsignals listen orders stock --json | jq -r .payload
+  pgsignals listen orders --count 1 --timeout 60 && echo "one has arrived"
+  pgsignals listen orders --dsn postgresql://app@localhost/shop
+  pgsignals listen orders --dsn service=shop --dsn service=warehouse --timestamps
+  pgsignals listen orders --exec 'python import_order.py'
+  pgsignals listen orders --shell --exec 'echo "$PGSIGNALS_CHANNEL: $(cat)" >> orders.log'
+
+With several databases each line begins with the name of one, and a tab.
+
+--exec runs a command for each notification, instead of printing it: one at a time, in their order.
+Its standard input is the payload; PGSIGNALS_CHANNEL, PGSIGNALS_DATABASE (host, port and name) and
+PGSIGNALS_PID (the server process that notified) are in its environment. A notification is data of
+strangers: a shell sees it only where --shell was asked for and the command itself expands it.
+
+On standard error it says when it listens, when the session is lost, when it listens again, and for
+which time notifications may be missing (a gap). It goes on over restarts of the server.
+"""
+
+ABOUT_STATUS = f"""\
+{WHERE}
+Exit status: 0 after --count notifications, at the end of --timeout, or when nobody reads the output
+any more; 1 when --timeout came before --count, when a command of --exec failed, or no connection
+could be made at the start; 130 after Ctrl-C, 143 after SIGTERM.
+"""
+
+
+def add(commands: Commands) -> None:
+    """Add the command."""
+    parser = add_command(commands, "listen", "print what is notified", ABOUT, ABOUT_STATUS, listen)
+    parser.add_argument("channels", metavar="CHANNEL", nargs="+", type=channel_name, help=NAME)
+    add_dsns(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON, an object a line")
+    parser.add_argument(
+        "--timestamps", action="store_true", help="print when each arrived, by this machine's clock"
+    )
+    parser.add_argument("--count", metavar="N", type=count, help="end after N notifications")
+    parser.add_argument(
+        "--timeout", metavar="S", type=seconds, help="end after S seconds of listening"
+    )
+    parser.add_argument("--exec", metavar="COMMAND", help="run it for each notification")
+    parser.add_argument("--shell", action="store_true", help="run it by /bin/sh -c")
+
+
+class Printer:
+    """Prints notifications, a line each."""
+
+    def __init__(self, *, as_json: bool, timestamps: bool, names: bool) -> None:
+        self._as_json = as_json
+        self._timestamps = timestamps
+        self._names = names
+
+    def handle(self, db: Database, notification: Notification) -> None:
+        """Print one.
+
+        :raises OSError: it cannot be written.
+        """
+        put(
+            sys.stdout,
+            self._object(db, notification) if self._as_json else self._line(db, notification),
+        )
+
+    def _object(self, db: Database, notification: Notification) -> str:
+        value: dict[str, object] = {"time": now()} if self._timestamps else {}
+        if self._names:
+            value["database"] = db.name
+        return json.dumps(value | notification._asdict())  # ASCII: it escapes by itself
+
+    def _line(self, db: Database, notification: Notification) -> str:
+        channel, payload, _pid = notification
+        words = [paint(DIM, now())] if self._timestamps else []
+        if self._names:
+            words.append(paint(DIM, escape(db.name)))
+        return "\t".join([*words, paint(CYAN, escape(channel)), escape(payload)])
+
+    def end(self) -> None:
+        """Nothing is left to do."""
+
+
+class Runner:
+    """Runs a command for each notification.
+
+    :param command: the words of it, or the text that a shell is to read.
+    """
+
+    def __init__(self, command: str | list[str]) -> None:
+        self.failed = False
+        self._command = command
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def handle(self, db: Database, notification: Notification) -> None:
+        """Run it for one, and wait for its end.
+
+        :raises OSError: it cannot be started.
+        """
+        channel, payload, pid = notification
+        told = {
+            "PGSIGNALS_CHANNEL": channel,
+            "PGSIGNALS_DATABASE": db.name,
+            "PGSIGNALS_PID": str(pid),
+        }
+        self._process = process = subprocess.Popen(
+            self._command,
+            shell=isinstance(self._command, str),
+            stdin=subprocess.PIPE,
+            env=os.environ | told,
+        )
+        process.communicate(payload.encode("utf-8", "surrogateescape"))
+        if process.returncode:
+            self.failed = True
+            end = f"status {process.returncode}"
+            if process.returncode < 0:
+                end = f"OS signal {-process.returncode}"
+            say(f"the command of --exec ended with {end} for a notification on {channel}")
+
+    def end(self) -> None:
+        """End the command that runs, if any."""
+        if (process := self._process) is not None:
+            process.terminate()
+
+
+class Listener:
+    """One run of the command: what its reactor calls, on a worker, and how it ends."""
+
+    def __init__(
+        self, waker: Waker, channels: Sequence[str], what: Printer | Runner, *, count: int | None
+    ) -> None:
+        self.status: int | None = None  # None: go on
+        self._channels = ", ".join(dict.fromkeys(channels))
+        self._what = what
+        self._left = count
+        self._waker = waker
+
+    def end(self, status: int) -> None:
+        """Handle no more, and have :meth:`wait` return."""
+        if self.status is None:
+            self.status = status
+            self._waker.wake()
+
+    def wait(self, timeout: float) -> None:
+        """Wait until it ends, or for *timeout* seconds."""
+        deadline = time.monotonic() + timeout
+        poll = select.poll()
+        poll.register(self._waker, select.POLLIN)
+        if sys.stdout is not None:
+            poll.register(sys.stdout, 0)  # tells when nobody reads it any more
+        while self.status is None and (left := deadline - time.monotonic()) > 0:
+            for number, event in poll.poll(1000 * min(left, 86_400.0)):
+                if event & (select.POLLERR | select.POLLHUP):
+                    self.end(0)
+                elif number != self._waker.fileno():
+                    poll.unregister(number)  # a kind of file that this system cannot watch
+
+    # -- what the reactor calls ------------------------------------------------------------------
+
+    def notified(self, db: Database, *, notification: Notification) -> None:
+        """Handle one."""
+        if self.status is not None:
+            return
+        try:
+            self._what.handle(db, notification)
+        except BrokenPipeError:
+            self.end(0)
+        except OSError as error:
+            what = "write" if isinstance(self._what, Printer) else "run the command of --exec"
+            say(f"cannot {what}: {error.strerror}")
+            self.end(FAILED)
+        if self._left is not None:
+            self._left -= 1
+            if self._left == 0:
+                self.end(0)
+
+    def connected(self, db: Database, *, resumed: bool) -> None:
+        """Say that it listens."""
+        say(f"listening {'again ' if resumed else ''}to {self._channels} on {db.name}")
+
+    def lost(self, _: Database, *, reason: str, error: ConnectionLostError) -> None:
+        """Say that it does not listen."""
+        say(f"lost ({reason}): {error}; reconnecting")
+
+    def gap(self, db: Database, *, gap: Gap) -> None:
+        """Say what may be missing."""
+        say(f"gap ({gap.reason}) on {db.name}: {missing(gap)}")
+
+    def stopped(self, _: Reactor, *, error: Exception | None) -> None:
+        """End when the reactor cannot go on."""
+        if error is not None:
+            say(str(error))
+            self.end(FAILED)
+
+
+def listen(args: argparse.Namespace) -> int:
+    """Run it."""
+    databases = databases_of(args)
+    what: Printer | Runner
+    if args.exec is None:
+        if args.shell:
+            say("--shell is for --exec (see pgsignals listen --help)")
+            return MISUSED
+        what = Printer(as_json=args.json, timestamps=args.timestamps, names=len(databases) > 1)
+    else:
+        command = args.exec if args.shell else words_of(args.exec)
+        if not command:
+            return MISUSED
+        what = Runner(command)
+    reactor = Reactor(*databases, channels=args.channels)
+    with contextlib.closing(Waker()) as waker:
+        listener = Listener(waker, args.channels, what, count=args.count)
+        reactor.any_channel.connect(listener.notified)
+        reactor.connected.connect(listener.connected)
+        reactor.lost.connect(listener.lost)
+        reactor.gap.connect(listener.gap)
+        reactor.stopped.connect(listener.stopped)
+        reactor.start()
+        try:
+            listener.wait(math.inf if args.timeout is None else args.timeout)
+        except BaseException:
+            listener.end(FAILED)
+            what.end()
+            raise
+        finally:
+            if not reactor.stop(PATIENCE):
+                what.end()
+    if isinstance(what, Runner) and what.failed:
+        return FAILED
+    if listener.status is not None:
+        return listener.status
+    return 0 if args.count is None else FAILED
+
+
+def words_of(command: str) -> list[str] | None:
+    """The words of *command*, or None after having said what is wrong with it."""
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        say(f"the command of --exec cannot be read: {str(error).lower()}")
+        return None
+    if not words or shutil.which(words[0]) is None:
+        name = words[0] if words else ""
+        say(f"no program {name!r} for --exec; what a shell has to read needs --shell")
+        return None
+    return words
+
+
+def missing(gap: Gap) -> str:
+    """What a gap may have cost, in words."""
+    what = "notifications" if gap.dropped is None else f"{gap.dropped} notifications"
+    since, until = (
+        moment.astimezone().isoformat(" ", "milliseconds") for moment in (gap.since, gap.until)
+    )
+    return f"{what} of {since} to {until} may be missing"
+
+
+def now() -> str:
+    """This machine's time with its offset from UTC."""
+    return datetime.now().astimezone().isoformat("T", "milliseconds")

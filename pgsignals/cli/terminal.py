@@ -1,0 +1,76 @@
+"""What commands print.
+
+What is received is data of strangers: it reaches a terminal with its control characters escaped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import sys
+from typing import TextIO
+
+#: How colours begin, as ECMA-48 numbers them.
+BOLD, DIM, RED, GREEN, YELLOW, CYAN = "1", "2", "1;31", "32", "33", "36"
+
+
+def escape(text: str) -> str:
+    """*text* in one line, with nothing in it that a terminal obeys or that cannot be seen."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def write(stream: TextIO | None, text: str) -> None:
+    """Write *text* at once, from any thread.
+
+    Python's own buffers have locks; a thread that is stuck in one must not keep us from ending.
+
+    :raises BrokenPipeError: nobody reads *stream* any more, or it was closed from the start.
+    """
+    if stream is None:  # its number may be a socket's by now
+        raise BrokenPipeError
+    rest = text.encode(stream.encoding, "backslashreplace")
+    while rest:
+        try:
+            rest = rest[os.write(stream.fileno(), rest) :]
+        except BlockingIOError:  # another program of the terminal has left it so
+            select.select([], [stream], [])
+
+
+def put(stream: TextIO | None, line: str) -> None:
+    """:func:`write` a line."""
+    write(stream, f"{line}\n")
+
+
+def say(line: str) -> None:
+    """Tell the user, who is not obliged to listen."""
+    with contextlib.suppress(OSError):
+        put(sys.stderr, f"pgsignals: {escape(line)}")
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether somebody looks at it."""
+    return stream is not None and stream.isatty()
+
+
+def can_draw(stream: TextIO | None) -> bool:
+    """Whether it is a terminal that can put text where it is told to."""
+    return is_terminal(stream) and os.environ.get("TERM", "dumb") != "dumb"
+
+
+def likes_colours(stream: TextIO | None) -> bool:
+    """Whether it is a terminal that can show colours, and its user wants them."""
+    return can_draw(stream) and not os.environ.get("NO_COLOR")
+
+
+def paint(colour: str, text: str) -> str:
+    """*text*, which has been escaped, in a colour, where standard output shows any."""
+    return f"\x1b[{colour}m{text}\x1b[0m" if likes_colours(sys.stdout) else text
+
+
+def bar(share: float, width: int) -> str:
+    """A bar of so many characters, or of a part of them."""
+    blocks = sys.stdout.encoding.lower().replace("-", "") == "utf8"
+    return ("█" if blocks else "#") * round(share * width)
