@@ -47,6 +47,12 @@ READS = 32
 #: processor's cache, and before the garbage collector looks at them (at 700 new objects).
 SHARE = 200
 
+#: Notifications that are not worth the effort of making them column by column.
+FEW = 16
+
+#: A read of fewer bytes has found the socket's end.
+SMALL = 4096
+
 #: libpq's default is to wait for ever, psycopg's 130 seconds.
 CONNECT_TIMEOUT = 10
 
@@ -57,6 +63,8 @@ _PROBE = PROBE_CHANNEL.encode()
 
 #: What is no text in the client's encoding arrives all the same, and can be sent back as it came.
 _BYTES_AS_TEXT = "surrogateescape"
+
+_named = tuple.__new__  # what Notification() does, without a call into Python
 
 _PSYCOPG_KEYWORDS = {"prepare_threshold", "context", "row_factory", "cursor_factory"}
 
@@ -238,23 +246,26 @@ class Session:
         fresh: list[Notification] = []
         if self.ended:
             return fresh
-        self.contended = not self.connection.lock.acquire(timeout=_PATIENCE)
+        lock = self.connection.lock
+        self.contended = not (lock.acquire(False) or lock.acquire(timeout=_PATIENCE))
         if self.contended:
             return fresh  # a thread that runs a statement collects what arrives, and tells
         try:
             self._read(fresh, share)
         finally:
-            self.connection.lock.release()
+            lock.release()
         return fresh
 
     def _read(self, fresh: list[Notification], share: int) -> None:
         self._follow_encoding()
         # An answer must not overtake what came before it.
         most = share if self.more and not self._submitted else sys.maxsize
-        self._take_notifies(fresh, most)
-        self.more = True
+        if self.more:
+            self._take_notifies(fresh, most)
+        self.more = False
         for _ in range(READS):
             if len(fresh) >= most:
+                self.more = True
                 break
             try:
                 self.pgconn.consume_input()
@@ -263,32 +274,40 @@ class Session:
                     with contextlib.suppress(psycopg.OperationalError):
                         self._take_results()  # the server's farewell is among them
                 self._end(exc)
-            before = len(fresh)
-            self._take_notifies(fresh, most)
+            size = self._take_notifies(fresh, most)
             if self.farewell:
                 self.ended = True  # the server has said so; the end of the stream only follows
             if self.ended:
-                self._take_notifies(fresh, sys.maxsize)
-            if self._submitted and not self.ended and self._take_results():
-                continue  # what followed the answer in the same packet is still in the buffer
-            if self.ended or len(fresh) == before:
-                self.more = False
                 break
+            if self._submitted and self._take_results():
+                continue  # what followed the answer in the same packet is still in the buffer
+            if size < SMALL:
+                break
+        else:
+            self.more = True
         if self.broken is not None and not self.ended:
             self._end(self.broken)
+        if self.ended:
             self._take_notifies(fresh, sys.maxsize)
+            self.more = False
 
-    def _take_notifies(self, fresh: list[Notification], most: int) -> None:
-        """Move what libpq holds to *fresh*, until that has *most*.
-
-        Column by column, so that the loops are C's.
-        """
-        if raw := list(islice(iter(self.pgconn.notifies, None), most - len(fresh))):
-            relnames, pids, extras = zip(*raw, strict=True)
-            del raw  # else the garbage collector would look at them
-            names = map(self._names.__getitem__, relnames)
-            rows = zip(names, self._texts(extras), pids, strict=True)
-            fresh += map(tuple.__new__, repeat(Notification), rows)
+    def _take_notifies(self, fresh: list[Notification], most: int) -> int:
+        """Move what libpq holds to *fresh*, until that has *most*, and return about how many
+        bytes that was."""
+        raw = list(islice(iter(self.pgconn.notifies, None), most - len(fresh)))
+        if len(raw) < FEW:
+            size = 0
+            for relname, pid, extra in raw:
+                fresh.append(_named(Notification, (self._names[relname], self._text(extra), pid)))
+                size += len(extra)
+            return size
+        # Column by column, so that the loops are C's.
+        relnames, pids, extras = zip(*raw, strict=True)
+        del raw  # else the garbage collector would look at them
+        names = map(self._names.__getitem__, relnames)
+        rows = zip(names, self._texts(extras), pids, strict=True)
+        fresh += map(_named, repeat(Notification), rows)
+        return SMALL
 
     def _end(self, exc: psycopg.Error) -> None:
         self.ended = True
