@@ -7,6 +7,9 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 py
 # More arguments for pytest, the demo or the benchmarks, such as: make test ARGS='-k gap -x'
 ARGS ?=
 
+# Processes that run tests side by side; the tests wait more than they compute.
+JOBS ?= 3
+
 # Where the benchmarks write, unless told otherwise.
 FIGURES := --json docs/performance/figures.json --plots docs/performance --docs docs/performance.md
 
@@ -17,7 +20,7 @@ RUN := $(VENV)/bin/python -m
 unexport PYTHONHOME PYTHONPATH MYPYPATH PIP_TARGET PIP_USER VIRTUAL_ENV
 unexport $(filter-out PGSIGNALS_%,$(filter PG%,$(.VARIABLES)))
 
-.PHONY: help demo test lint types check bench build clean
+.PHONY: help demo test lint types check bench docs build clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s  %s\n", $$1, $$2 }' Makefile
@@ -26,7 +29,7 @@ demo: $(VENV)/.installed ## See notifications arrive, on a PostgreSQL server of 
 	@$(RUN) pgsignals demo $(ARGS)
 
 test: $(VENV)/.installed-dev ## Run the tests, save the long ones
-	@$(RUN) pytest $(ARGS)
+	@$(RUN) pytest -n $(JOBS) $(ARGS)
 
 lint: $(VENV)/.installed-dev ## Check format and style
 	@$(RUN) ruff format --check --quiet
@@ -40,12 +43,16 @@ check: lint types test ## All three of them
 bench: $(VENV)/.installed-bench ## Measure against peers and goals, some ten minutes
 	@$(RUN) benchmarks $(or $(ARGS),$(FIGURES))
 
+docs: $(VENV)/.installed-docs ## Build the documentation site in build/docs
+	@$(RUN) sphinx --quiet --nitpicky --fail-on-warning --keep-going \
+		--doctree-dir build/doctrees docs build/docs
+
 build: $(VENV)/.installed-dev ## Make the wheel and the sdist in dist/
 	@rm -rf dist
 	@$(RUN) build --quiet
 
 clean: ## Remove what the other targets made
-	@rm -rf $(VENV) dist *.egg-info .*_cache .hypothesis
+	@rm -rf $(VENV) build dist *.egg-info .*_cache .hypothesis
 	@find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/.installed: pyproject.toml
@@ -59,6 +66,10 @@ $(VENV)/.installed: pyproject.toml
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@$(RUN) pip install -qq --group dev
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	@$(RUN) pip install -qq --group docs
 	@touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed

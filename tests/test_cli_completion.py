@@ -59,7 +59,7 @@ def ask(shell: str, *arguments: str, text: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize(("line", "among", "not_among"), LINES, ids=lambda value: str(value)[:30])
+@pytest.mark.parametrize(("line", "among", "not_among"), LINES, ids=range(len(LINES)))
 def test_bash_completes(line: str, among: set[str], not_among: set[str]) -> None:
     words = line.split(" ")
     quoted = " ".join(f"'{word}'" for word in words)
@@ -73,7 +73,7 @@ def test_bash_completes(line: str, among: set[str], not_among: set[str]) -> None
     assert not found & not_among
 
 
-@pytest.mark.parametrize(("line", "among", "not_among"), LINES, ids=lambda value: str(value)[:30])
+@pytest.mark.parametrize(("line", "among", "not_among"), LINES, ids=range(len(LINES)))
 def test_fish_completes(line: str, among: set[str], not_among: set[str]) -> None:
     text = f"{script('fish')}\ncomplete -C '{line}'\n"
     found = {answer.split("\t")[0] for answer in ask("fish", "-N", text=text).splitlines()}

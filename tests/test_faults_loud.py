@@ -359,6 +359,11 @@ REFUSALS: dict[str, tuple[str, str, str]] = {
         "authentication failed",
     ),
     "NOLOGIN": ("ALTER ROLE app NOLOGIN", "ALTER ROLE app LOGIN", "not permitted to log in"),
+    "CONNECT revoked": (
+        "REVOKE CONNECT ON DATABASE postgres FROM PUBLIC",
+        "GRANT CONNECT ON DATABASE postgres TO PUBLIC",
+        "permission denied for database",
+    ),
 }
 
 

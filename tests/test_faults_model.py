@@ -155,7 +155,7 @@ def run_model(
         record_property("detected", statistics.median(faults.silences))
 
 
-@pytest.mark.parametrize("seed", [random.randrange(10**6)])
+@pytest.mark.parametrize("seed", [random.randrange(10**6)], ids=["seed"])
 def test_what_did_not_arrive_lies_in_a_gap(
     server: Postgres, road: Proxy, dsn: str, seed: int, record_property: RecordProperty
 ) -> None:
@@ -167,7 +167,7 @@ def test_what_did_not_arrive_lies_in_a_gap(
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("seed", [random.randrange(10**6) for _ in range(3)])
+@pytest.mark.parametrize("seed", [random.randrange(10**6) for _ in range(3)], ids="abc")
 def test_what_did_not_arrive_lies_in_a_gap_over_many_faults(
     server: Postgres, road: Proxy, dsn: str, seed: int, record_property: RecordProperty
 ) -> None:

@@ -121,9 +121,7 @@ def all_readable(*databases: Database) -> bool:
 
 
 @pytest.mark.spec("2.1", "2.2")
-@pytest.mark.parametrize(
-    "member", [None, 5, 1.5, "dbname=x", b"x", object(), [], Database], ids=repr
-)
+@pytest.mark.parametrize("member", [None, 5, 1.5, "dbname=x", b"x", len, [], Database], ids=repr)
 def test_what_cannot_be_watched_is_a_type_error(listener: Database, member: object) -> None:
     with pytest.raises(TypeError, match="watch"):
         NotificationManager(member)
@@ -131,7 +129,7 @@ def test_what_cannot_be_watched_is_a_type_error(listener: Database, member: obje
         NotificationManager(listener, member)
 
 
-@pytest.mark.parametrize("member", [None, 5, object()], ids=repr)
+@pytest.mark.parametrize("member", [None, 5, len], ids=repr)
 def test_what_cannot_be_watched_cannot_be_added(listener: Database, member: object) -> None:
     manager = NotificationManager(listener)
 

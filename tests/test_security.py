@@ -540,6 +540,7 @@ def test_any_text_is_a_connection_string_that_does_no_harm(conninfo: str) -> Non
 
 FORBIDDEN_MODULES = {"pickle", "marshal", "shelve", "dill", "yaml", "code", "runpy"}
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
+ASKED_FOR = {("listen.py", "isinstance(self._command, str)")}  # with --shell
 
 
 def test_source_neither_unpickles_nor_evaluates() -> None:
@@ -563,7 +564,9 @@ def test_source_neither_unpickles_nor_evaluates() -> None:
                 bad |= {
                     "shell=True"
                     for keyword in node.keywords
-                    if keyword.arg == "shell" and getattr(keyword.value, "value", True)
+                    if keyword.arg == "shell"
+                    and getattr(keyword.value, "value", True)
+                    and (path.name, ast.unparse(keyword.value)) not in ASKED_FOR
                 }
             found += [f"{path.name}:{getattr(node, 'lineno', '?')} {name}" for name in bad]
     assert found == []
