@@ -170,6 +170,9 @@ class Workers:
                 for call in namespace.calls_for(channel, link.database)
             ]
             calls += self._any_channel.calls_for(link.database)
+            if (around := self._namespaces[-1].around) is not None:
+                for call in calls:
+                    call.wrap(around)
             plan = plans[channel] = Plan(calls)
         return plan
 
@@ -205,7 +208,7 @@ class Workers:
                 return
         try:
             call.refuse_coroutine(handler)
-            handler(link.database, notification=notification, **extra)
+            call.wrapped(handler)(link.database, notification=notification, **extra)
         except BaseException as exc:
             self._fail(link, notification, handler, exc)
 
@@ -231,7 +234,7 @@ class Workers:
                 return
         try:
             call.refuse_coroutine(handler)
-            handler(link.database, **given)
+            call.wrapped(handler)(link.database, **given)
         except BaseException as exc:
             self._fail(link, notifications, handler, exc)
 

@@ -13,6 +13,7 @@ from typing import Any, Self, get_args
 from pgsignals._backlog import Policy
 from pgsignals._channels import ALL, check_channels, check_unlisten, notify_items
 from pgsignals._fork import Birth
+from pgsignals._handlers import typed
 from pgsignals._life import Life, Plan
 from pgsignals._link import Settings
 from pgsignals._types import DatabaseStatus, Status
@@ -134,17 +135,33 @@ class Reactor:
         self._check_fork()
         return self._own.channel(name)
 
+    @typed
     def on_channel(
         self,
         *names: str,
         sender: Database | None = None,
-        decode: Callable[[str], Any] | None = None,
+        decode: Any = None,
         batch: bool = False,
         weak: bool = False,
     ) -> Callable[[F], F]:
         """As :func:`pgsignals.on_channel`, for this reactor alone."""
         self._check_fork()
         return self._own.on_channel(*names, sender=sender, decode=decode, batch=batch, weak=weak)
+
+    def wrap_handlers(self, around: Callable[..., object] | None) -> None:
+        """Have every handler of this reactor called by *around*, for measuring and tracing.
+
+        It is called as ``around(handler, database, **given)`` on the worker, has to call
+        ``handler(database, **given)``, and to let through what that raises.  *given* is what the
+        handler wants: ``notification`` or ``notifications``, ``value`` or ``values``.  Receivers of
+        :attr:`any_channel` are handlers, too; those of the reactor's other signals are not.
+
+        Handlers that run go on as they are.  There is one *around* at a time.
+
+        :param around: None for none, which is the fastest.
+        """
+        self._check_fork()
+        self._own.wrap(around)
 
     def handlers_changed(self, _: str) -> None:
         """See :class:`pgsignals.signals.Watcher`."""

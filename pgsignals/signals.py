@@ -9,6 +9,7 @@ behaves as in blinker.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import threading
@@ -21,6 +22,8 @@ import blinker
 from blinker._utilities import make_id, make_ref
 
 from pgsignals._channels import check_channel
+from pgsignals._decode import decoder
+from pgsignals._handlers import typed
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -198,7 +201,7 @@ class OrderedSignal(blinker.Signal):
 class Call:
     """One receiver, resolved."""
 
-    __slots__ = ("_receiver", "batch", "decode", "receiver_id", "signal", "strong")
+    __slots__ = ("_around", "_receiver", "batch", "decode", "receiver_id", "signal", "strong")
 
     def __init__(
         self,
@@ -213,6 +216,7 @@ class Call:
         self.decode = decode
         self.batch = batch
         self._receiver = receiver
+        self._around: Callable[..., Any] | None = None
         self.strong: Callable[..., Any] | None = None
         if not isinstance(receiver, weakref.ref) and not iscoroutinefunction(receiver):
             self.strong = receiver
@@ -224,6 +228,15 @@ class Call:
         weak = isinstance(self._receiver, weakref.ref)
         receiver: Callable[..., Any] | None = self._receiver() if weak else self._receiver
         return receiver
+
+    def wrap(self, around: Callable[..., Any]) -> None:
+        """Have *around* called in place of the receiver: see :meth:`Reactor.wrap_handlers`."""
+        self._around = around
+        self.strong = None  # that is called as it is
+
+    def wrapped(self, handler: Callable[..., Any]) -> Callable[..., Any]:
+        """What to call for *handler*."""
+        return handler if self._around is None else functools.partial(self._around, handler)
 
     def refuse_coroutine(self, handler: Callable[..., Any]) -> None:
         """As blinker's ``send``: a coroutine that nobody awaits would be silence."""
@@ -286,6 +299,7 @@ class Channels:
 
     def __init__(self) -> None:
         self.batching: set[str] = set()  # channels that have had a handler with batch=True
+        self.around: Callable[..., Any] | None = None  # of the reactor whose own they are
         self._signals: dict[str, ChannelSignal] = {}
         self._lock = threading.Lock()
         self._watchers: tuple[weakref.ref[Watcher], ...] = ()
@@ -306,17 +320,15 @@ class Channels:
         self,
         *names: str,
         sender: Any = None,
-        decode: Callable[[str], Any] | None = None,
+        decode: Any = None,
         batch: bool = False,
         weak: bool = False,
     ) -> Callable[[F], F]:
         """See :func:`pgsignals.on_channel`."""
         if not names or callable(names[0]):
             raise TypeError("on_channel wants the names of channels: @on_channel('orders')")
-        if decode is not None and not callable(decode):
-            raise TypeError(f"decode is a callable of the payload, not {type(decode).__name__}")
         signals = [self.channel(check_channel(name)) for name in names]
-        options = Options(decode, bool(batch))
+        options = Options(None if decode is None else decoder(decode), bool(batch))
 
         def connect(handler: F) -> F:
             if not callable(handler):
@@ -330,6 +342,11 @@ class Channels:
             return handler
 
         return connect
+
+    def wrap(self, around: Callable[..., Any] | None) -> None:
+        """See :meth:`Reactor.wrap_handlers`."""
+        self.around = around
+        changes.note()
 
     def wanted_by(self, sender: Any) -> set[str]:
         """The channels that have a handler for *sender*."""
@@ -420,10 +437,11 @@ def channel(name: str) -> ChannelSignal:
     return default.channel(name)
 
 
+@typed
 def on_channel(
     *names: str,
     sender: Any = None,
-    decode: Callable[[str], Any] | None = None,
+    decode: Any = None,
     batch: bool = False,
     weak: bool = False,
 ) -> Callable[[F], F]:
@@ -436,12 +454,14 @@ def on_channel(
     that does not will LISTEN when it starts.
 
     :param sender: a :class:`Database`; only its notifications count.  None for all.
-    :param decode: is given the payload, and what it returns becomes the keyword ``value``.  A
-        payload that it refuses goes to ``handler_failed``, not to the handler.
+    :param decode: turns the payload into the keyword ``value``: a callable such as ``json.loads``;
+        a dataclass, whose fields are taken from a JSON object and checked; or a model or a
+        ``TypeAdapter`` of pydantic.  A payload that it refuses goes to ``handler_failed``, not to
+        the handler.
     :param batch: hand over what is there at once: ``handler(database, *, notifications)``, a
         non-empty list of one channel; with *decode* also ``values``.
     :param weak: forget the handler when nobody else refers to it.
     :raises ChannelNameError: a name that PostgreSQL would not take unchanged.
-    :raises TypeError: no names, or a coroutine function.
+    :raises TypeError: no names, a coroutine function, or a *decode* that cannot work.
     """
     return default.on_channel(*names, sender=sender, decode=decode, batch=batch, weak=weak)

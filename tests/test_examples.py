@@ -25,7 +25,7 @@ def test_there_is_an_example_of_each_way() -> None:
     names = {path.stem for path in EXAMPLES.glob("*.py")}
     folders = {path.parent.name for path in READMES}
 
-    assert names == {"background_handlers", "several_databases", "wait_loop"}
+    assert names == {"background_handlers", "several_databases", "typed_handlers", "wait_loop"}
     assert folders == {"cache", "django_signals", "live_orders", "worker"}
 
 

@@ -10,7 +10,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
@@ -629,8 +629,9 @@ def test_handler_connected_while_it_stops_changes_nothing(dsn: str, channel: str
     with stuck(reactor, channel) as gate:
         stopping = Background(reactor.stop)
         wait_until(lambda: reactor.status().databases[0].state == "stopped")
-        connecting = Background(reactor.on_channel("another"), print)
-        assert connecting.result() is print
+        other: Callable[..., None] = print
+        connecting = Background(reactor.on_channel("another"), other)
+        assert connecting.result() is other
         listening = Background(reactor.listen, "one more")
         listening.result()
         gate.set()

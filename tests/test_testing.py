@@ -336,7 +336,8 @@ def test_settle_leaves_no_handler_and_wants_a_running_reactor(dsn: str) -> None:
 
 def test_running_tells_of_handlers_that_failed(dsn: str, channel: str) -> None:
     reactor = Reactor(dsn)
-    reactor.on_channel(channel, decode=int)(Recorder())
+    recorder: Callable[..., None] = Recorder()  # which takes no value, and is given none
+    reactor.on_channel(channel, decode=int)(recorder)
     wanted = f"Recorder failed on channel '{channel}', and 1 more"
 
     def run() -> None:

@@ -1,0 +1,276 @@
+"""OpenTelemetry: a span for each call of a handler, and the status as metrics.
+
+::
+
+    from pgsignals.telemetry import instrument
+
+    instrument(reactor)
+
+Names and attributes follow OpenTelemetry's conventions for messaging.  A payload is in none of
+them, nor is the text of an exception, which may repeat it.
+
+It needs the extra ``opentelemetry``, which is the API; the SDK and exporters are the program's
+choice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+import time
+import traceback
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, TypeAlias
+
+from opentelemetry import metrics, trace
+from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation
+from opentelemetry.trace import SpanKind, StatusCode, Tracer, TracerProvider
+
+from pgsignals._types import DatabaseStatus, Notification, Status
+from pgsignals._workers import describe
+from pgsignals.database import Database
+from pgsignals.errors import ForkedError
+from pgsignals.reactor import Reactor
+
+Attributes: TypeAlias = dict[str, str | int]
+
+SYSTEM = "postgresql"
+OPERATION = "process"
+
+#: The bounds of buckets that the conventions advise for durations.
+SECONDS = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10]
+
+_PLACE = re.compile(r"(.*):(\d+)/(.*)", re.DOTALL)
+
+
+class _Metric(NamedTuple):
+    """One of the status, for each database."""
+
+    name: str
+    unit: str
+    description: str
+    read: Callable[[DatabaseStatus], float | None]
+
+
+COUNTERS = [
+    _Metric(
+        "pgsignals.notifications.received",
+        "{notification}",
+        "Notifications received.",
+        lambda status: status.received,
+    ),
+    _Metric(
+        "pgsignals.notifications.dispatched",
+        "{notification}",
+        "Notifications whose handlers have all returned.",
+        lambda status: status.dispatched,
+    ),
+    _Metric(
+        "pgsignals.notifications.dropped",
+        "{notification}",
+        "Notifications given up because the backlog was full.",
+        lambda status: status.dropped,
+    ),
+    _Metric(
+        "pgsignals.failures",
+        "{failure}",
+        "Calls of handlers that raised, and payloads that a decode refused.",
+        lambda status: status.failed,
+    ),
+    _Metric("pgsignals.gaps", "{gap}", "Gaps reported.", lambda status: status.gaps),
+    _Metric(
+        "pgsignals.reconnects",
+        "{session}",
+        "Sessions opened after the first one.",
+        lambda status: status.reconnects,
+    ),
+]
+GAUGES = [
+    _Metric(
+        "pgsignals.listening",
+        "1",
+        "1 while the database is listened to, else 0.",
+        lambda status: int(status.state == "listening"),
+    ),
+    _Metric(
+        "pgsignals.probe.duration",
+        "s",
+        "How long the last round trip took.",
+        lambda status: status.probe_seconds,
+    ),
+    _Metric(
+        "pgsignals.queue.usage",
+        "1",
+        "How full the cluster's notification queue is, 0 to 1.",
+        lambda status: status.queue_usage,
+    ),
+]
+
+
+def instrument(
+    reactor: Reactor,
+    *,
+    tracer_provider: TracerProvider | None = None,
+    meter_provider: MeterProvider | None = None,
+) -> None:
+    """Trace the handlers of *reactor* from now on, and observe its status.
+
+    It may run or not.  Uses :meth:`Reactor.wrap_handlers`.
+
+    :param tracer_provider: None for the program's global one, which may be set later.
+    :param meter_provider: likewise.
+    """
+    tracer = trace.get_tracer(__name__, tracer_provider=tracer_provider)
+    meter = metrics.get_meter(__name__, meter_provider=meter_provider)
+    uninstrument(reactor)
+    _reactors_of(meter_provider, meter).add(reactor)
+    reactor.wrap_handlers(_Around(tracer, meter))
+
+
+def uninstrument(reactor: Reactor) -> None:
+    """Take :func:`instrument` back; does nothing on a reactor without it."""
+    for reactors in list(_observed.values()):
+        if reactor in reactors:
+            reactors.remove(reactor)
+            reactor.wrap_handlers(None)
+
+
+# -- spans ---------------------------------------------------------------------------------------
+
+
+class _Around:
+    """Calls a handler within a span: see :meth:`Reactor.wrap_handlers`."""
+
+    def __init__(self, tracer: Tracer, meter: Meter) -> None:
+        self._tracer = tracer
+        self._duration = meter.create_histogram(
+            "messaging.process.duration",
+            "s",
+            "Duration of processing operation.",
+            explicit_bucket_boundaries_advisory=SECONDS,
+        )
+        self._consumed = meter.create_counter(
+            "messaging.client.consumed.messages",
+            "{message}",
+            "Number of messages that were delivered to the application.",
+        )
+
+    def __call__(self, handler: Callable[..., Any], database: Database, **given: Any) -> None:
+        batch: list[Notification] | None = given.get("notifications")
+        channel = (batch[0] if batch else given["notification"]).channel
+        common: dict[str, Any] = {
+            "messaging.system": SYSTEM,
+            "messaging.operation.name": OPERATION,
+            "messaging.destination.name": channel,
+            **_place(database.name),
+        }
+        attributes = {
+            **common,
+            "messaging.operation.type": OPERATION,
+            "code.function.name": describe(handler),
+        }
+        if batch is not None:
+            attributes["messaging.batch.message_count"] = len(batch)
+        began = time.perf_counter()
+        with self._tracer.start_as_current_span(
+            f"{OPERATION} {channel}",
+            kind=SpanKind.CONSUMER,
+            attributes=attributes,
+            record_exception=False,  # its text may repeat the payload
+            set_status_on_exception=False,
+        ) as span:
+            try:
+                handler(database, **given)
+            except BaseException as error:
+                common["error.type"] = _type_name(error)
+                _record(span, error)
+                raise
+            finally:
+                self._consumed.add(1 if batch is None else len(batch), common)
+                self._duration.record(time.perf_counter() - began, common)
+
+
+def _record(span: trace.Span, error: BaseException) -> None:
+    kind = _type_name(error)
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    event = {"exception.type": kind, "exception.stacktrace": f"{frames}{kind}"}
+    span.add_event("exception", event)
+    span.set_attribute("error.type", kind)
+    span.set_status(StatusCode.ERROR, kind)
+
+
+def _type_name(error: BaseException) -> str:
+    kind = type(error)
+    return kind.__qualname__ if kind.__module__ == "builtins" else describe(kind)
+
+
+@functools.lru_cache(maxsize=1024)
+def _place(name: str) -> Attributes:
+    """The attributes for the name of a database; none for one that says nothing yet."""
+    found = _PLACE.fullmatch(name)
+    if found is None:
+        return {}
+    host, port, namespace = found.groups()
+    return {"server.address": host, "server.port": int(port), "db.namespace": namespace}
+
+
+# -- metrics -------------------------------------------------------------------------------------
+
+#: Whom the instruments of each provider observe: the SDK keeps the callbacks of the first one who
+#: makes an instrument, and no others.  The module of metrics stands for the global provider.
+_observed: weakref.WeakKeyDictionary[object, weakref.WeakSet[Reactor]] = weakref.WeakKeyDictionary()
+
+
+def _reactors_of(provider: MeterProvider | None, meter: Meter) -> weakref.WeakSet[Reactor]:
+    """The reactors that are observed for *provider*; the first call makes its instruments."""
+    key = metrics if provider in (None, metrics.get_meter_provider()) else provider
+    if key not in _observed:
+        _observed[key] = weakref.WeakSet()
+        _observe(_observed[key], meter)
+    return _observed[key]
+
+
+def _observe(reactors: weakref.WeakSet[Reactor], meter: Meter) -> None:
+    for metric in COUNTERS:
+        callback = functools.partial(_observations, reactors, metric.read, sum)
+        meter.create_observable_counter(
+            metric.name, [callback], unit=metric.unit, description=metric.description
+        )
+    for metric in GAUGES:
+        callback = functools.partial(_observations, reactors, metric.read, max)
+        meter.create_observable_gauge(
+            metric.name, [callback], unit=metric.unit, description=metric.description
+        )
+    meter.create_observable_up_down_counter(
+        "pgsignals.backlog",
+        [functools.partial(_backlog, reactors)],
+        unit="{notification}",
+        description="Notifications received whose handlers have not begun yet.",
+    )
+
+
+def _observations(
+    reactors: weakref.WeakSet[Reactor],
+    read: Callable[[DatabaseStatus], float | None],
+    merge: Callable[[Iterable[float]], float],
+    _: CallbackOptions,
+) -> Iterator[Observation]:
+    """One for each database; what several reactors see of the same one is merged."""
+    values: dict[str, list[float]] = {}
+    for database in [one for status in _statuses(reactors) for one in status.databases]:
+        if (value := read(database)) is not None:
+            values.setdefault(database.name, []).append(value)
+    for name, found in values.items():
+        yield Observation(merge(found), {"messaging.system": SYSTEM, **_place(name)})
+
+
+def _backlog(reactors: weakref.WeakSet[Reactor], _: CallbackOptions) -> Iterator[Observation]:
+    yield Observation(sum(status.backlog for status in _statuses(reactors)))
+
+
+def _statuses(reactors: weakref.WeakSet[Reactor]) -> Iterator[Status]:
+    for reactor in list(reactors):
+        with contextlib.suppress(ForkedError):  # a reactor of the parent process
+            yield reactor.status()
