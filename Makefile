@@ -44,7 +44,7 @@ bench: $(VENV)/.installed-bench ## Measure against peers and goals, some ten min
 	@$(RUN) benchmarks $(or $(ARGS),$(FIGURES))
 
 docs: $(VENV)/.installed-docs ## Build the documentation site in build/docs
-	@$(RUN) sphinx --quiet --nitpicky --fail-on-warning --keep-going \
+	@$(RUN) sphinx --quiet --fresh-env --nitpicky --fail-on-warning --keep-going \
 		--doctree-dir build/doctrees docs build/docs
 
 build: $(VENV)/.installed-dev ## Make the wheel and the sdist in dist/

@@ -1,10 +1,11 @@
-"""Every Python block of the documentation runs, and every command in it exists.
+"""Every block of the documentation runs, or is at least understood, and every command in it exists.
 
-The Python blocks of a file run in order and share one namespace, in a process of its own.  An
-``output`` block holds what the block before it prints; ``...`` in it stands for anything.  A block
-that calls ``run()`` is ended with Ctrl-C.  The first program of the README is also run alone, with
-the command that follows it.  Connection strings are used as the reader sees them: what they leave
-out, the port and the password, libpq takes from PGPORT and PGPASSWORD.
+The Python blocks of a file run in order and share one namespace, in a process of its own; ``sql``
+blocks run in between, on the database ``shop``.  An ``output`` block holds what the block before it
+prints; ``...`` in it stands for anything.  A block that calls ``run()`` is ended with Ctrl-C.  The
+first program of the README is also run alone, with the command that follows it, and the tutorial
+in a browser.  Connection strings are used as the reader sees them: what they leave out, the port
+and the password, libpq takes from PGPORT and PGPASSWORD.
 
 ``python -m tests.test_docs docs/quickstart.md`` runs one file on the server of your own PG*
 variables, which needs a role ``app`` that owns two databases, ``shop`` and ``warehouse``.
@@ -12,6 +13,7 @@ variables, which needs a role ``app`` that owns two databases, ``shop`` and ``wa
 
 from __future__ import annotations
 
+import configparser
 import contextlib
 import doctest
 import io
@@ -29,21 +31,27 @@ import time
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 from xml.etree import ElementTree
 
 import pytest
+import yaml
 
 import pgsignals
-from pgsignals import cli, connect
+from pgsignals import cli, connect, testing
 from pgsignals.embedded import Postgres
 from tests.support.admin import Admin
-from tests.support.waiting import PATIENCE
+from tests.support.browser import Browser
+from tests.support.waiting import PATIENCE, wait_until
 
 ROOT = Path(__file__).parents[1]
-FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+FILES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 SVG = "{http://www.w3.org/2000/svg}"
-LANGUAGES = {"python", "output", "sh"}
+RUN = {"python", "sql"}
+LANGUAGES = {*RUN, "output", "sh", "html", "ini", "text", "yaml", "{eval-rst}"}
+RUNS = re.compile(r"(?<!asyncio)\.run\(")
 FENCED = re.compile(r"^```(.*)\n((?:(?!```).*\n)*)^```$", re.MULTILINE)
 LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)|src=\"([^\"]+)\"")
 
@@ -71,22 +79,30 @@ def name_of(path: Path) -> str:
 
 
 each_file = pytest.mark.parametrize("path", FILES, ids=name_of)
+each_file_that_runs = pytest.mark.parametrize(
+    "path",
+    [path for path in FILES if any(block.language in RUN for block in blocks(path))],
+    ids=name_of,
+)
 
 
 # -- running the blocks of a file ------------------------------------------------------------------
 
 
 def run_blocks(path: Path) -> None:
-    """Run the Python blocks of a file and compare what each prints."""
+    """Run the blocks of a file and compare what each prints."""
     logging.getLogger("pgsignals").addHandler(logging.NullHandler())  # blocks lose sessions
     namespace: dict[str, object] = {"__name__": "__main__"}
     for block, after in itertools.pairwise([*blocks(path), Block("", "", 0)]):
+        if block.language == "sql":
+            with connect("postgresql://app@localhost/shop") as db:
+                db.execute(block.text.encode())
         if block.language != "python":
             continue
         # Blank lines before it make a traceback name, and show, the lines of the file.
         code = compile("\n" * block.line + block.text, str(path), "exec", dont_inherit=True)
         printed = io.StringIO()
-        with contextlib.redirect_stdout(printed), ctrl_c(wanted=".run(" in block.text):
+        with contextlib.redirect_stdout(printed), ctrl_c(wanted=bool(RUNS.search(block.text))):
             exec(code, namespace)
         if after.language != "sh":  # else it depends on that command
             expected = after.text if after.language == "output" else ""
@@ -164,9 +180,9 @@ def run(environment: dict[str, str], *command: str) -> subprocess.CompletedProce
 # -- tests -----------------------------------------------------------------------------------------
 
 
-@each_file
+@each_file_that_runs
 @pytest.mark.usefixtures("dsn")  # so that a session left behind is noticed
-def test_python_blocks_run(path: Path, environment: dict[str, str]) -> None:
+def test_blocks_run(path: Path, environment: dict[str, str]) -> None:
     warnings = ["-W", "error", "-W", "ignore::ResourceWarning"]  # the interpreter's end closes, too
     result = run(environment, sys.executable, *warnings, "-m", "tests.test_docs", str(path))
 
@@ -240,17 +256,110 @@ def check_command(words: list[str]) -> None:
                 r"^(\w+):.*##", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE
             )
             assert target in targets
-        case ["pip", "install", requirement]:
-            project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+        case ["pip", "install", requirement, *others]:
+            settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+            project = settings["project"]
+            tested = {str(line).partition(">")[0] for line in settings["dependency-groups"]["test"]}
+            assert set(others) <= tested
             name, *extras = re.findall(r"[\w-]+", requirement)
             assert name == project["name"]
             assert set(extras) <= set(project["optional-dependencies"])
         case ["pgsignals", *arguments]:
             cli.parser().parse_args(arguments)
-        case ["psql" | "date", *_]:
+        case ["psql" | "date" | "flask" | "gunicorn", *_]:
             pass
         case _:
             pytest.fail(f"nobody knows whether this works: {shlex.join(words)}")
+
+
+@each_file
+def test_settings_can_be_read(path: Path) -> None:
+    for block in blocks(path):
+        if block.language == "ini":
+            configparser.ConfigParser().read_string(block.text)
+        if block.language == "yaml":
+            assert yaml.safe_load(block.text)
+
+
+def test_deployment_fits_its_command() -> None:
+    (text,) = (
+        block.text for block in blocks(DOCS / "howto" / "kubernetes.md") if block.language == "yaml"
+    )
+    pod = yaml.safe_load(text)["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    (port,) = container["ports"]
+    program, *arguments = container["command"] + container["args"]
+
+    assert program == "pgsignals"
+    options = cli.parser().parse_args(arguments)
+    assert options.metrics == ("0.0.0.0", port["containerPort"])
+    assert pod["terminationGracePeriodSeconds"] > options.stop_timeout
+    assert container["env"][0]["name"] == "DATABASE_URL"
+    for probe, path in {
+        "startupProbe": "/metrics",
+        "readinessProbe": "/healthz",
+        "livenessProbe": "/metrics",
+    }.items():
+        assert container[probe]["httpGet"] == {"path": path, "port": port["name"]}
+
+
+def test_tutorial_makes_a_live_page(tmp_path: Path) -> None:
+    page = blocks(DOCS / "tutorial.md")
+    program = "".join(block.text for block in page if block.language == "python")
+    (html,) = (block.text for block in page if block.language == "html")
+    (tmp_path / "live.py").write_text(program, "utf-8")
+    (tmp_path / "static").mkdir()
+    (tmp_path / "static" / "live.html").write_text(html, "utf-8")
+
+    browser = Browser()
+    with (
+        contextlib.closing(browser),
+        subprocess.Popen(
+            [sys.executable, "-m", "flask", "--app", "live", "run", "--port", "0"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process,
+    ):
+        watch = threading.Timer(PATIENCE, process.kill)
+        watch.start()
+        assert process.stderr is not None
+        address = next(filter(None, map(re.compile(r"http://\S+").search, process.stderr)))
+        browser.open(address[0])
+        shows(browser, "cup 20 sell one teapot 5 sell one")
+        browser.evaluate("document.querySelector('#stock button').click()")
+        shows(browser, "cup 19 sell one teapot 5 sell one")
+        browser.evaluate("document.querySelector('p button').click()")
+        shows(browser, "cup 29 sell one teapot 15 sell one")
+        browser.wait_for("document.getElementById('link').innerText.startsWith('connected again')")
+        browser.open("about:blank")
+        process.send_signal(signal.SIGINT)
+        assert "Traceback" not in process.stderr.read()
+        assert process.wait() == 0
+        watch.cancel()
+
+
+def shows(browser: Browser, stock: str) -> None:
+    """Wait until the page of the tutorial has these words in its table."""
+    wait_until(lambda: " ".join(browser.text("#stock").split()) == stock, why=stock)
+
+
+@pytest.mark.parametrize("module", [pgsignals, testing])
+def test_every_public_name_is_in_the_reference(module: ModuleType) -> None:
+    reference = (DOCS / "api.md").read_text("utf-8")
+    documented = set(re.findall(r"^\.\. auto\w+:: (\w+)", reference, re.MULTILINE))
+
+    assert set(module.__all__) <= documented
+
+
+def test_diagram_names_modules_that_exist() -> None:
+    texts = ElementTree.parse(DOCS / "architecture.svg").iter(f"{SVG}text")
+    files = re.findall(r"\w+\.py", " ".join(element.text or "" for element in texts))
+
+    assert "_driver.py" in files
+    assert [file for file in files if not (ROOT / "pgsignals" / file).exists()] == []
 
 
 @each_file

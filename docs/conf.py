@@ -1,0 +1,108 @@
+"""How the site is built: ``make docs``.
+
+The pages are Markdown that also reads well in a code forge; what only the site needs, its table of
+contents and the pages of the API reference, is added here.
+"""
+
+from __future__ import annotations
+
+from types import FunctionType
+from typing import Any
+
+import blinker
+from pygments.lexers.sql import PostgresLexer
+
+import pgsignals
+import pgsignals._types
+
+project = "pgsignals"
+author = "pgsignals contributors"
+project_copyright = author
+version = release = pgsignals.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.intersphinx"]
+nitpick_ignore = [("py:class", f"pgsignals.{name}") for name in ("signals.F", "testing._waiting.T")]
+
+html_theme = "furo"
+html_title = "pgsignals"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_copy_source = html_show_sourcelink = html_show_sphinx = False
+
+myst_heading_anchors = 4  # spelled as forges do
+
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+python_maximum_signature_line_length = 80
+
+# Files, so that the build needs no network; each line is a name that this documentation uses.
+intersphinx_mapping = {
+    "python": ("https://docs.python.org/3", "inventories/python.inv"),
+    "psycopg": ("https://www.psycopg.org/psycopg3/docs", "inventories/psycopg.inv"),
+    "opentelemetry": (
+        "https://opentelemetry-python.readthedocs.io/en/stable",
+        "inventories/opentelemetry.inv",
+    ),
+    "blinker": ("https://blinker.readthedocs.io/en/stable", "inventories/blinker.inv"),
+}
+
+CONTENTS = {
+    "Begin": ["quickstart", "tutorial", "notifications", "testing", "cli"],
+    "How to": [
+        f"howto/{page}"
+        for page in (
+            "cache",
+            "worker",
+            "live-page",
+            "django",
+            "flask",
+            "fastapi",
+            "sqlalchemy",
+            "pgbouncer",
+            "tls",
+            "kubernetes",
+        )
+    ],
+    "Understand": ["guarantees", "architecture", "performance", "comparison", "glossary"],
+    "Run": ["operations"],
+    "Port": ["migrating", "changes"],
+    "Look up": ["api"],
+}
+
+
+def add_contents(_: Any, page: str, source: list[str]) -> None:
+    """A forge would show the table of contents as code, so the landing page has none itself."""
+    if page == "index":
+        for caption, pages in CONTENTS.items():
+            lines = [":hidden:", f":caption: {caption}", "", *pages]
+            source[0] += "\n```{toctree}\n" + "\n".join(lines) + "\n```\n"
+
+
+def send_home(namespace: Any) -> None:
+    """Public names say that they are of the package; their comments are where they are defined."""
+    for name in namespace.__all__:
+        value = getattr(namespace, name)
+        for function in (value, *getattr(value, "__dict__", {}).values()):
+            if isinstance(function, FunctionType):
+                value.__module__ = function.__globals__["__name__"]
+                break
+
+
+def find_public(app: Any, env: Any, node: Any, content: Any) -> Any:
+    """``Reactor`` means pgsignals.Reactor in docstrings of other modules, too."""
+    if node.get("refdomain") != "py" or "reftarget" not in node:
+        return None
+    target = f"pgsignals.{node['reftarget']}"
+    return env.get_domain("py").resolve_xref(
+        env, node["refdoc"], app.builder, node["reftype"], target, node, content
+    )
+
+
+def setup(app: Any) -> None:
+    """Called by Sphinx."""
+    app.connect("source-read", add_contents)
+    app.connect("missing-reference", find_public)
+    app.add_lexer("sql", PostgresLexer)  # the other one does not know $$
+    send_home(pgsignals)
+    pgsignals._types.Database = pgsignals.Database  # imported there for type checkers only
+    blinker.Signal.__module__ = "blinker"
