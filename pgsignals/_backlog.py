@@ -173,7 +173,7 @@ class Backlog:
         self._blocking = policy == "block"
         self._unbounded = False  # at the end, what "block" had promised not to lose
         self._parallel = parallel
-        self._run = max(1, min(RUN, limit // 8))
+        self._run = 1 if policy == "coalesce" else RUN  # what is held equals nothing any more
         self._busy: set[Lane] = set()
         self._lanes: dict[tuple[Source | None, str | None], Lane] = {}
         self._ready: deque[Lane | Announcement] = deque()
@@ -454,7 +454,9 @@ class Backlog:
             if not notifications or lane.items[0] is not segment:
                 self._make_space()  # for what has been held
                 return None
-            run = [notifications.popleft() for _ in range(min(most, self._run, len(notifications)))]
+            share = self._limit // (8 * len(self._busy))  # little of what could be dropped
+            most = max(1, min(most, self._run, share, len(notifications)))
+            run = [notifications.popleft() for _ in range(most)]
             self._queued -= len(run)
             lane.held.extend(run[1:])
             self._make_space()
@@ -484,6 +486,8 @@ class Backlog:
             else:
                 lane, segment = task
                 segment.source.dispatched += dispatched
+                if lane.held:  # the worker itself has failed
+                    self._put_back(lane, segment)
                 lane.busy = False
                 self._busy.discard(lane)
                 self._advance(lane)
@@ -492,6 +496,12 @@ class Backlog:
                 self._quiet.notify_all()
                 if self._ending:
                     self._work.notify_all()
+
+    def _put_back(self, lane: Lane, segment: Segment) -> None:
+        segment.notifications.extendleft(reversed(lane.held))
+        self._arrivals.appendleft(Arrival([segment], []))
+        self._queued += len(lane.held)
+        lane.held.clear()
 
     def _finish(self, announcement: Announcement) -> None:
         announced = self._announced.get(announcement.source, [])
@@ -549,9 +559,12 @@ class Backlog:
     def give_up(self) -> int:
         """Throw away what waits, and return how many notifications that were."""
         with self.lock:
-            left, self._queued = self.waiting, 0
+            left, self._queued = self._queued, 0
             for lane in self._busy:
-                lane.held.clear()
+                with contextlib.suppress(IndexError):
+                    while True:  # one by one, as its worker takes from it
+                        lane.held.pop()
+                        left += 1
             for arrival in self._arrivals:
                 arrival.clear()
             for lane in self._lanes.values():

@@ -257,7 +257,11 @@ class Session:
         return fresh
 
     def _read(self, fresh: list[Notification], share: int) -> None:
-        self._follow_encoding()
+        try:
+            self._follow_encoding()
+        except psycopg.OperationalError as exc:  # its owner has closed it
+            self._end(exc)
+            return
         # An answer must not overtake what came before it.
         most = share if self.more and not self._submitted else sys.maxsize
         if self.more:
@@ -281,7 +285,7 @@ class Session:
                 break
             if self._submitted and self._take_results():
                 continue  # what followed the answer in the same packet is still in the buffer
-            if size < SMALL:
+            if size < SMALL and len(fresh) < most:
                 break
         else:
             self.more = True

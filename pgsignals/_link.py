@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import random
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Collection
@@ -191,8 +192,9 @@ class Link:
         if session is None:
             return []
         self.proven_since = self._proof.since  # before what this read may prove
-        # So much of a flood that each of the batches is worth its call.
-        notifications = session.read(max(SHARE, BATCH * len(self.batched())))
+        # So much of a flood that each of the batches is worth its call; at the end, all of it.
+        share = max(SHARE, BATCH * len(self.batched()))
+        notifications = session.read(sys.maxsize if self._reader.stopping else share)
         while self._collected:  # with a statement of the connection's owner, before the read
             notifications.insert(0, self._collected.pop())
         if session.take_canary():

@@ -326,8 +326,8 @@ class NotificationManager:
         again = self._silent | self._more
         for member in again:
             self._drain(member)
-        if self._pairs or len(self._connections) < before:
-            seconds = 0  # there is something to say already
+        if self._pairs or self._more or len(self._connections) < before:
+            seconds = 0  # there is something to say already, or to read
         elif seconds is not None:
             seconds = min(seconds, _LONGEST_WAIT)
         for key, _ in self._selector.select(seconds):
@@ -338,7 +338,7 @@ class NotificationManager:
 
     def _drain(self, member: Any) -> None:
         notifications, ended = self._read(member)
-        if getattr(member, "more", False):
+        if getattr(member, "more", False) is True:  # others may call something else so
             self._more.add(member)
         else:
             self._more.discard(member)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable
@@ -11,7 +13,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import pytest
 
-from pgsignals._backlog import Backlog, Drops, Policy
+from pgsignals import _workers
+from pgsignals._backlog import RUN, TURN, Backlog, Drops, Policy
 from pgsignals._types import Notification
 from pgsignals._workers import Plans, Workers
 from pgsignals.signals import Channels, OrderedSignal
@@ -127,6 +130,33 @@ def moment(number: int) -> datetime:
 
 def texts(channel: str, numbers: Iterable[int]) -> list[str]:
     return [f"{channel}{number}" for number in numbers]
+
+
+class Stop:
+    """Holds the handler of one notification until it is told to go on."""
+
+    def __init__(self, line: Line, *at: str) -> None:
+        self.held: list[str] = []
+        self._at = at
+        self._gate = threading.Event()
+        line.during = self._during
+
+    def _during(self, notification: Notification) -> None:
+        if notification.payload in self._at:
+            self.held.append(notification.payload)
+            self._gate.wait(PATIENCE)
+
+    def reach(self) -> None:
+        wait_until(lambda: len(self.held) == len(self._at))
+
+    def go_on(self) -> None:
+        self._gate.set()
+
+
+@pytest.fixture
+def greedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers take as many at once as they may: 1, 2, 4, 8."""
+    monkeypatch.setattr(_workers, "INSTANT", 1000.0)
 
 
 # Order
@@ -446,6 +476,229 @@ def test_batch_makes_space_for_a_reader_that_waits() -> None:
     assert max(batches) <= 10
 
 
+@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("limit", [1, 2, 3, 8, 16, 100])
+@pytest.mark.usefixtures("greedy")
+def test_block_never_locks_up(limit: int, workers: int) -> None:
+    line = Line(limit=limit, policy="block", workers=workers)
+    line.start()
+    expected = {channel: texts(channel, range(1500)) for channel in "abc"}
+
+    def read() -> None:
+        for rows in zip(*expected.values(), strict=True):
+            line.put(*rows)
+
+    Background(read).result(PATIENCE)
+    line.finish()
+
+    for channel, sent in expected.items():
+        assert [text for text in map(str, line.told) if text[0] == channel] == sent
+
+
+# What a worker takes at once
+
+
+@pytest.mark.usefixtures("greedy")
+def test_what_a_worker_has_taken_waits_and_is_not_dropped() -> None:
+    line = Line(limit=1000)
+    line.put(*texts("a", range(200)))
+    stop = Stop(line, "a99")  # in the middle of those from 63 to 126
+    line.start()
+    stop.reach()
+    assert line.backlog.waiting == 100
+
+    line.put(*texts("a", range(200, 1200)))
+    assert line.backlog.waiting == 1000
+    stop.go_on()
+    line.finish()
+
+    dropped = 1200 - 100 - 1000
+    assert line.told == [
+        *texts("a", range(127)),
+        ("gap", dropped, "a"),
+        *texts("a", range(127 + dropped, 1200)),
+    ]
+    assert line.source.dropped == dropped
+    assert line.source.dispatched == 1200 - dropped
+
+
+@pytest.mark.parametrize("workers", [1, 3, 16])
+@pytest.mark.parametrize("limit", [1, 7, 16, 100])
+@pytest.mark.usefixtures("greedy")
+def test_newest_are_kept_whatever_has_been_taken(limit: int, workers: int) -> None:
+    line = Line(limit=limit, workers=workers)
+    channels = "abcdefghijklmnop"[:workers]
+    for number in range(limit // workers):
+        line.put(*(f"{channel}{number}" for channel in channels))
+    stop = Stop(line, *(f"{channel}{limit // workers - 1}" for channel in channels))
+    if limit >= workers:
+        line.start()
+        stop.reach()
+    new = texts("z", range(10 * limit))
+    for number in range(10):
+        line.put(*new[number * limit : (number + 1) * limit])
+        assert line.backlog.waiting == limit
+    stop.go_on()
+    if limit < workers:
+        line.start()
+    line.finish()
+
+    told = [one for one in map(str, line.told) if one[0] == "z"]
+    assert told[-1:] == new[-1:]
+    assert told == [*told[: len(told) - limit], *new[len(new) - limit :]]
+    sent = limit // workers * workers + len(new)
+    assert sum(drops.count for drops in line.drops) + line.source.dispatched == sent
+
+
+@pytest.mark.usefixtures("greedy")
+def test_what_a_worker_has_taken_is_little_of_the_limit() -> None:
+    line = Line(limit=80)
+    line.put(*texts("a", range(80)))
+    stop = Stop(line, "a15")  # the first of ten, after runs of 1, 2, 4 and 8
+    line.start()
+    stop.reach()
+
+    line.put(*texts("b", range(80)))
+    stop.go_on()
+    line.finish()
+
+    assert line.told == [
+        *texts("a", range(25)),
+        ("gap", 64, "ab"),
+        *texts("b", range(9, 80)),
+    ]
+
+
+@pytest.mark.usefixtures("greedy")
+def test_what_many_workers_have_taken_is_little_of_the_limit() -> None:
+    channels = "abcdefghijklmnop"
+    line = Line(limit=160, workers=16)
+    line.put(*(f"{channel}{number}" for number in range(10) for channel in channels))
+    stop = Stop(line, *(f"{channel}3" for channel in channels))
+    hold, barrier = line.during, threading.Barrier(16)
+    line.during = lambda one: barrier.wait(PATIENCE) if one.payload[1:] == "0" else hold(one)
+    line.start()
+    stop.reach()
+
+    line.put(*texts("z", range(160)))
+    stop.go_on()
+    line.finish()
+
+    assert [one for one in map(str, line.told) if one[0] == "z"] == texts("z", range(160))
+
+
+@pytest.mark.usefixtures("greedy")
+def test_coalesce_knows_everything_that_waits() -> None:
+    line = Line(limit=1000, policy="coalesce")
+    line.put(*texts("a", range(200)))
+    stop = Stop(line, "a99")
+    line.start()
+    stop.reach()
+
+    line.put(*texts("a", range(98, 200)))  # two have begun, and the others wait
+    stop.go_on()
+    line.finish()
+
+    assert line.told == texts("a", [*range(200), 98, 99])
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.usefixtures("greedy")
+def test_announcement_comes_after_what_has_been_taken(workers: int) -> None:
+    line = Line(workers=workers)
+    line.put(*texts("a", range(200)))
+    stop = Stop(line, "a99")
+    line.start()
+    stop.reach()
+
+    line.announce("lost")
+    line.put("a200", "b1")
+    stop.go_on()
+    line.finish()
+
+    assert line.told[:201] == [*texts("a", range(200)), "lost"]
+    assert sorted(map(str, line.told[201:])) == ["a200", "b1"]
+
+
+@pytest.mark.usefixtures("greedy")
+def test_disconnected_handler_is_not_called_for_the_rest_of_what_was_taken() -> None:
+    line = Line()
+    calls: list[str] = []
+
+    @line.channels.on_channel("a")
+    def handle(_: object, notification: Notification) -> None:
+        calls.append(notification.payload)
+        if notification.payload == "a99":
+            line.channels.channel("a").disconnect(handle)
+
+    line.put(*texts("a", range(200)))
+
+    assert line.run() == texts("a", range(200))
+    assert calls == texts("a", range(100))
+
+
+@pytest.mark.usefixtures("greedy")
+def test_handler_that_fails_in_the_middle_costs_nothing_else() -> None:
+    line = Line()
+
+    def fail(notification: Notification) -> None:
+        if notification.payload in ("a99", "a126", "a127"):
+            raise ValueError
+
+    line.during = fail
+    line.put(*texts("a", range(200)))
+
+    assert line.run() == texts("a", range(200))
+    assert line.source.failed == 3
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.usefixtures("greedy")
+def test_worker_that_fails_itself_goes_on_with_what_it_had_taken(
+    workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A filter of the user's logging may raise."""
+    line = Line(limit=1000, workers=workers)
+
+    def fail(*_: object) -> None:
+        raise ValueError
+
+    monkeypatch.setattr(line.workers, "_fail", fail)
+    line.put(*texts("a", range(200)))
+
+    def fail_at_99(notification: Notification) -> None:
+        if notification.payload == "a99":
+            line.put(*texts("a", range(200, 1150)))  # which drops the oldest after those taken
+            raise ValueError
+
+    line.during = fail_at_99
+
+    dropped = 200 + 950 - 100 - 1000
+    assert line.run() == [
+        *texts("a", range(100)),
+        ("gap", dropped, "a"),
+        *texts("a", range(100, 127)),
+        *texts("a", range(127 + dropped, 1150)),
+    ]
+    assert line.backlog.waiting == 0
+
+
+@pytest.mark.usefixtures("greedy")
+def test_turn_of_a_long_lane_ends_soon_also_when_much_is_taken() -> None:
+    line = Line(workers=2)
+    stop = Stop(line, "a0", "b0")
+    line.put(*texts("a", range(900)))
+    line.put("b0")
+    line.start()
+    stop.reach()  # both workers are held
+
+    line.put("c0")
+    stop.go_on()
+    line.finish()
+
+    assert line.told.index("c0") <= TURN + RUN + 2
+
+
 # Announcements
 
 
@@ -623,6 +876,43 @@ def test_what_was_given_up_is_never_run(workers: int) -> None:
     assert line.backlog.waiting == 0
 
 
+@pytest.mark.usefixtures("greedy")
+def test_rest_of_what_was_taken_is_given_up_too() -> None:
+    line = Line()
+    line.put(*texts("a", range(200)))
+    stop = Stop(line, "a99")
+    line.start()
+    stop.reach()
+
+    left = line.backlog.give_up()
+    stop.go_on()
+    line.finish()
+
+    assert left == 100
+    assert line.told == texts("a", range(100))
+    assert line.backlog.waiting == 0
+
+
+@pytest.mark.usefixtures("greedy")
+def test_what_was_given_up_and_what_was_run_are_all_there_is(
+    request: pytest.FixtureRequest,
+) -> None:
+    """Handlers run while it is given up."""
+    request.addfinalizer(functools.partial(sys.setswitchinterval, sys.getswitchinterval()))
+    sys.setswitchinterval(1e-6)
+    for _ in range(100):
+        line = Line(workers=3, limit=10_000)
+        for channel in "abc":
+            line.put(*texts(channel, range(300)))
+        line.start()
+        wait_until(lambda line=line: len(line.record) > 100)  # type: ignore[misc] # a default
+
+        left = line.backlog.give_up()
+        line.finish()
+
+        assert len(line.told) + left == 900
+
+
 # All of it at once
 
 
@@ -637,9 +927,12 @@ class Sent(NamedTuple):
 @pytest.mark.parametrize("workers", [1, 4])
 @pytest.mark.parametrize("policy", ["drop_oldest", "coalesce", "block"])
 @pytest.mark.parametrize("seed", range(6))
-def test_random_traffic_keeps_every_promise(workers: int, policy: Policy, seed: int) -> None:
+def test_random_traffic_keeps_every_promise(
+    workers: int, policy: Policy, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng = random.Random(f"{seed} {policy} {workers}")
-    line = Line(limit=rng.choice([1, 7, 60]), policy=policy, workers=workers)
+    monkeypatch.setattr(_workers, "INSTANT", rng.choice([0.0001, 1000.0]))
+    line = Line(limit=rng.choice([1, 7, 60, 400]), policy=policy, workers=workers)
     sources = [line.source, Origin(line.record, "other")]
     sent: dict[Origin, dict[str, Sent]] = {source: {} for source in sources}
     announced: dict[str, tuple[Origin, int, Collection[str] | None]] = {}

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import array
+import fcntl
+import os
+import socket
+import termios
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
 import pytest
 
-from pgsignals import Notification
-from pgsignals._driver import READS, Result, Session, describe
+from pgsignals import Notification, _driver
+from pgsignals._driver import FEW, READS, SHARE, Result, Session, describe
 from pgsignals.errors import ConnectionLostError
 from pgsignals.testing import Proxy
 from tests.support.admin import Admin
@@ -40,6 +45,48 @@ def answer(session: Session, arrived: list[Notification] | None = None) -> list[
 
 def listen(session: Session, channel: str) -> None:
     session.query(f'LISTEN "{channel}"')
+
+
+def unread(session: Session) -> int:
+    """Bytes in the socket."""
+    size = array.array("i", [0])
+    fcntl.ioctl(session.fileno(), termios.FIONREAD, size)
+    return size[0]
+
+
+#: Many reads, and less than a socket holds.
+MANY = 2000
+
+
+@pytest.fixture
+def flooded(
+    session: Session, channel: str, admin: Admin, monkeypatch: pytest.MonkeyPatch
+) -> Session:
+    """The session, with a burst of one libpq read, so that *MANY* notifications in its socket are
+    a flood, of which it has taken the first."""
+    listen(session, channel)
+    admin.flood(channel, MANY)
+    numbers = sum(len(str(number)) for number in range(1, MANY + 1))
+    size = MANY * (1 + 4 + 4 + len(channel) + 1 + 1) + numbers  # NotificationResponse
+    wait_until(lambda: unread(session) == size, why="the flood is not what was reckoned")
+    monkeypatch.setattr(_driver, "READS", 1)
+    return session
+
+
+def everything(session: Session, share: int, over: Callable[[], bool]) -> list[str]:
+    """What is read until *over*; reads only when there is more or the socket says so."""
+    arrived: list[Notification] = []
+
+    def complete() -> bool:
+        if session.more or is_readable(session):
+            arrived.extend(session.read(share))
+        return over() and not session.more
+
+    wait_until(complete)
+    return payloads(arrived)
+
+
+NUMBERS = [str(number) for number in range(1, MANY + 1)]
 
 
 # Statements that do not block
@@ -107,6 +154,18 @@ def test_notification_in_the_packet_of_an_answer_is_not_stuck(
     session.close()
 
 
+def test_answer_does_not_overtake_a_flood_that_was_committed_before(flooded: Session) -> None:
+    arrived = flooded.read(1)
+    assert flooded.more
+    before = unread(flooded)
+    flooded.submit("SELECT 1")
+    wait_until(lambda: unread(flooded) > before)
+    while not flooded.answers:
+        arrived += flooded.read(1)
+
+    assert payloads(arrived) == NUMBERS
+
+
 def test_long_answer_comes_whole(session: Session) -> None:
     session.submit("SELECT repeat('x', 5000) FROM generate_series(1, 400)")  # 2 MB
 
@@ -133,6 +192,57 @@ def test_read_takes_a_share_of_a_flood(session: Session, channel: str, admin: Ad
     assert max(shares) * size <= READS * 48 * 1024
 
 
+@pytest.mark.parametrize("share", [1, FEW - 1, FEW, SHARE, MANY])
+def test_flood_in_shares_leaves_nothing_behind(flooded: Session, share: int) -> None:
+    """What libpq holds is announced by nobody: the socket is silent."""
+    first = payloads(flooded.read(share))
+    sizes = []
+
+    def rest() -> Iterator[str]:
+        while flooded.more or is_readable(flooded):
+            fresh = flooded.read(share)
+            sizes.append(len(fresh))
+            yield from payloads(fresh)
+
+    assert first + list(rest()) == NUMBERS
+    assert max(sizes) <= share
+    assert flooded.read() == []
+
+
+def test_statement_collects_what_a_share_has_left(flooded: Session) -> None:
+    first = payloads(flooded.read(1) + flooded.read(1))
+    assert flooded.more
+    flooded.query("SELECT 1")
+    arrived: deque[Notification] = deque()
+    flooded.deliver(arrived, flooded.shutdown)  # any bound method
+
+    assert first + payloads([*arrived]) == NUMBERS
+    assert flooded.read() == []
+    assert not flooded.more
+
+
+@pytest.mark.parametrize("share", [1, SHARE])
+def test_end_of_a_session_does_not_overtake_a_flood(
+    flooded: Session, share: int, admin: Admin
+) -> None:
+    first = payloads(flooded.read(share))
+    assert flooded.more
+    admin.kill(flooded.backend_id)
+
+    assert first + everything(flooded, share, lambda: flooded.ended) == NUMBERS
+    assert flooded.sqlstate == "57P01"
+
+
+def test_statement_that_cannot_be_sent_does_not_overtake_a_flood(flooded: Session) -> None:
+    first = payloads(flooded.read(1))
+    assert flooded.more
+    with socket.socket(fileno=os.dup(flooded.fileno())) as duplicate:
+        duplicate.shutdown(socket.SHUT_WR)
+    flooded.submit("SELECT 1")
+
+    assert first + everything(flooded, 1, lambda: flooded.ended) == NUMBERS
+
+
 def test_read_gives_the_rest_of_a_session_that_ended_and_then_nothing(
     session: Session, channel: str, admin: Admin
 ) -> None:
@@ -154,6 +264,14 @@ def test_read_gives_the_rest_of_a_session_that_ended_and_then_nothing(
     assert "terminating connection" in session.farewell
     assert isinstance(session.lost(), ConnectionLostError)
     assert session.lost().sqlstate == "57P01"
+
+
+def test_connection_that_its_owner_has_closed_is_a_session_that_ended(session: Session) -> None:
+    session.connection.close()
+
+    assert session.read() == []
+    assert session.ended
+    assert isinstance(session.lost(), ConnectionLostError)
 
 
 def test_submitting_to_a_session_that_ended_raises_nothing(session: Session, admin: Admin) -> None:

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import psycopg
 import pytest
 
-from pgsignals import Database, Notification, NotificationManager
+from pgsignals import Database, Notification, NotificationManager, _driver
 from pgsignals._waker import Waker
 from pgsignals.errors import ConnectionLostError
 from pgsignals.testing import Proxy, kill_listener
@@ -89,6 +89,16 @@ def other(connect: Connect, channel: str) -> Database:
     database = connect()
     database.listen(channel)
     return database
+
+
+#: Notifications that are a flood for a session with small bursts.
+FLOOD = 5000
+
+
+@pytest.fixture
+def small_bursts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes after the first 16 kB is read in shares."""
+    monkeypatch.setattr(_driver, "READS", 1)
 
 
 def pair(event: Pair | None) -> Pair:
@@ -294,6 +304,41 @@ def test_order_of_one_connection_is_kept_across_pairs(
             admin.notify(channel, str(len(got) + 1))
 
     assert got == [str(number) for number in range(1, 51)]
+
+
+@each_blocking_timeout
+@pytest.mark.usefixtures("small_bursts")
+def test_flood_in_shares_needs_no_more_traffic(
+    listener: Database, channel: str, admin: Admin, timeout: float | None
+) -> None:
+    manager = NotificationManager(listener, timeout=timeout)
+    admin.flood(channel, FLOOD)
+    got: list[str] = []
+
+    while len(got) < FLOOD:
+        got += payloads(pair(next(manager))[1])
+
+    assert got == [str(number) for number in range(1, FLOOD + 1)]
+
+
+@pytest.mark.usefixtures("small_bursts")
+def test_flood_may_change_hands_between_managers_loops_and_statements(
+    listener: Database, channel: str, admin: Admin
+) -> None:
+    first, second = NotificationManager(listener), NotificationManager(listener)
+    admin.flood(channel, FLOOD)
+    got: list[str] = []
+
+    while len(got) < FLOOD:
+        got += payloads(pair(next(first))[1])
+        listener.execute("SELECT 1")
+        if len(got) < FLOOD:
+            got += payloads(pair(next(second))[1])
+        if len(got) < FLOOD:
+            got += payloads([one for one in [next(listener.wait())] if one])
+        listener.unlisten("elsewhere")
+
+    assert got == [str(number) for number in range(1, FLOOD + 1)]
 
 
 @pytest.mark.spec("3.4")
@@ -1470,6 +1515,88 @@ def test_member_that_holds_something_is_served_though_its_socket_is_silent(
     for number in "12":
         station.arrived.append(Notification("air", number, 1))
         assert next(manager) == (station, [("air", number, 1)])
+
+
+class Share(Station):
+    """Gives what arrived in shares of one, or every other time nothing at all."""
+
+    handed_out = False
+
+    def __init__(self, *, halting: bool = False) -> None:
+        super().__init__()
+        self.more = False
+        self.drains = 0
+        self._halting = halting
+
+    def drain(self) -> list[Notification]:
+        arrived = super().drain()
+        self.drains += 1
+        share = 0 if self._halting and self.drains % 2 == 0 else 1
+        self.arrived = arrived[share:]
+        self.more = bool(self.arrived)
+        return arrived[:share]
+
+
+def test_poll_gives_all_shares_at_once() -> None:
+    member = Share()
+    member.send("1", "2", "3")
+
+    (event,) = NotificationManager(member, timeout=0)
+
+    assert payloads(pair(event)[1]) == ["1", "2", "3"]
+    member.close()
+
+
+@pytest.mark.parametrize("halting", [False, True])
+def test_member_that_has_more_is_drained_again_though_its_socket_is_silent(halting: bool) -> None:
+    member = Share(halting=halting)
+    manager = NotificationManager(member, timeout=LONG)
+    background = waiting(manager)
+    member.send("1", "2", "3")
+    began = time.monotonic()
+
+    assert background.result() == (member, [("air", "1", 1)])
+    assert next(manager) == (member, [("air", "2", 1)])
+    assert next(manager) == (member, [("air", "3", 1)])
+    assert time.monotonic() - began < LONG
+    drains = member.drains
+    manager.collect(0)
+    assert member.drains == drains
+    member.close()
+
+
+def test_member_that_has_more_and_is_removed_is_left_alone() -> None:
+    member, other = Share(halting=True), Share()
+    manager = NotificationManager(member, other)
+    member.send("1", "2", "3")
+    manager.collect(0)
+    assert next(manager) == (member, [("air", "1", 1)])
+
+    manager.connections.remove(member)
+    drains = member.drains
+    manager.collect(0)
+    assert (member.drains, payloads(member.arrived)) == (drains, ["2", "3"])
+
+    manager.connections.add(member)
+    assert [pair(next(manager)) for _ in "23"] == [
+        (member, [("air", "2", 1)]),
+        (member, [("air", "3", 1)]),
+    ]
+    member.close()
+    other.close()
+
+
+def test_member_may_call_something_else_more() -> None:
+    class Member(Station):
+        def more(self) -> None:
+            raise AssertionError("nobody asked for it")
+
+    member = Member()
+    collecting = Background(NotificationManager(member).collect, None)
+    collecting.until_it_waits()
+    member.send("1")
+    collecting.result()
+    member.close()
 
 
 @pytest.mark.spec("6.11", "12.8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import json
 import logging
 import threading
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 import pgsignals
-from pgsignals import Database, Notification, Reactor, on_channel
+from pgsignals import Database, Gap, Notification, Reactor, _driver, _workers, on_channel
 from tests.support.admin import Admin
 from tests.support.waiting import PATIENCE, Background, wait_until
 
@@ -31,10 +32,10 @@ def collect(reactor: Reactor, name: str, **options: Any) -> list[str]:
     """The payloads that arrive on channel *name*, as they come."""
     arrived: list[str] = []
 
-    @reactor.on_channel(name, **options)
     def collect(_: Database, notification: Notification, **__: object) -> None:
         arrived.append(notification.payload)
 
+    reactor.on_channel(name, **options)(collect)
     return arrived
 
 
@@ -459,7 +460,9 @@ def test_receiver_of_handler_failed_that_raises_hurts_nobody(
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("twice")
 
-    reactor.on_channel(channel)(lambda: None)  # takes no arguments: a TypeError for each
+    def useless() -> None: ...
+
+    reactor.on_channel(channel)(useless)  # type: ignore[type-var]  # a TypeError for each
     after = collect(reactor, channel)
     reactor.notify((channel, "1"), (channel, "2"))
     wait_until(lambda: len(after) == 2)
@@ -687,8 +690,9 @@ def test_no_lock_is_held_while_a_handler_runs(reactor: Reactor, channel: str) ->
     done: list[bool] = []
 
     def work() -> None:
-        reactor.on_channel("another")(print)
-        reactor.channel("another").disconnect(print)
+        other: Callable[..., None] = print
+        reactor.on_channel("another")(other)
+        reactor.channel("another").disconnect(other)
         reactor.listen("one more")
         reactor.unlisten("*")
         reactor.notify("nobody")
@@ -778,3 +782,147 @@ def test_handlers_come_and_go_under_load_and_the_reactor_lives(
         stop.set()
         wait_until(lambda: reactor.status().databases[0].channels == ())
     assert errors == []
+
+
+# Floods, of which the reader takes a share, and a worker what it handles in an instant
+
+
+@pytest.fixture
+def in_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes after the first 16 kB is read in shares, and workers take all they may."""
+    monkeypatch.setattr(_driver, "READS", 1)
+    monkeypatch.setattr(_workers, "INSTANT", 1000.0)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("max_backlog", [1, 16, 1000])
+@pytest.mark.usefixtures("in_shares")
+def test_what_is_handled_and_what_is_dropped_are_all_that_was_sent(
+    dsn: str, channel: str, workers: int, max_backlog: int, admin: Admin
+) -> None:
+    count = 5000
+    gate = Gate()
+    seen: list[int] = []
+    gaps: list[Gap] = []
+    order: list[object] = []
+    with Reactor(dsn, workers=workers, max_backlog=max_backlog) as reactor:
+
+        @reactor.gap.connect
+        def note(_: Database, gap: Gap) -> None:
+            gaps.append(gap)
+            order.append(gap)
+
+        @reactor.on_channel(channel)
+        def handler(_: Database, notification: Notification) -> None:
+            seen.append(int(notification.payload))
+            order.append(seen[-1])
+            if len(seen) in (1, 100):
+                gate.hold()
+
+        admin.flood(channel, count)
+        wait_until(lambda: reactor.status().databases[0].received == count)
+        status = reactor.status()
+        assert status.backlog == min(max_backlog, count - 1)
+        assert len(seen) + status.backlog + status.databases[0].dropped == count
+        gate.set()
+        wait_until(lambda: seen[-1] == count)
+
+    assert len(seen) + sum(gap.dropped or 0 for gap in gaps) == count
+    assert seen == sorted(seen)
+    for before, after in itertools.pairwise(order):  # no hole without its gap
+        assert not isinstance(before, int) or after == before + 1 or isinstance(after, Gap)
+
+
+@pytest.mark.usefixtures("in_shares")
+def test_stop_whose_time_runs_out_counts_what_a_worker_has_taken(
+    dsn: str, channel: str, admin: Admin, caplog: pytest.LogCaptureFixture
+) -> None:
+    reactor = Reactor(dsn)
+    gate = Gate()
+    seen: list[str] = []
+
+    @reactor.on_channel(channel)
+    def handler(_: Database, notification: Notification) -> None:
+        seen.append(notification.payload)
+        if len(seen) == 100:
+            gate.hold()
+
+    reactor.start()
+    admin.flood(channel, 1000)
+    wait_until(lambda: reactor.status().databases[0].received == 1000 and len(seen) == 100)
+
+    assert reactor.stop(timeout=0) is False
+    workers = [thread for thread in threading.enumerate() if "-worker-" in thread.name]
+    gate.set()
+    for worker in workers:
+        worker.join(PATIENCE)
+
+    assert "with 900 notifications left" in caplog.text
+    assert len(seen) == 100
+
+
+@pytest.mark.usefixtures("in_shares")
+def test_stop_in_a_flood_drains_what_has_been_received(
+    dsn: str, channel: str, admin: Admin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reactor = Reactor(dsn)
+    left: list[object] = []
+    reads: list[bool] = []
+    close, read = _driver.Session.close, _driver.Session.read
+
+    def read_and_stop(session: _driver.Session, share: int) -> list[Notification]:
+        fresh = read(session, share)
+        if session.more:
+            reads.append(True)
+            if len(reads) == 5:
+                reactor.stop()  # on the reader's own thread, so it is told and no more
+        return fresh
+
+    def look_and_close(session: _driver.Session) -> None:
+        if not session.connection.closed:
+            left.append(session.pgconn.notifies())
+        close(session)
+
+    monkeypatch.setattr(_driver.Session, "close", look_and_close)
+    monkeypatch.setattr(_driver.Session, "read", read_and_stop)
+    seen: list[int] = []
+
+    @reactor.on_channel(channel)
+    def handler(_: Database, notification: Notification) -> None:
+        seen.append(int(notification.payload))
+
+    reactor.start()
+    admin.flood(channel, 100_000)
+
+    assert reactor.join(PATIENCE)
+    assert seen == list(range(1, len(seen) + 1))
+    assert left
+    assert set(left) == {None}
+
+
+@pytest.mark.usefixtures("in_shares")
+def test_owner_of_a_session_goes_on_where_the_reactor_has_stopped_in_a_flood(
+    dsn: str, channel: str, admin: Admin
+) -> None:
+    count = 20_000
+    seen: list[str] = []
+    with Database(dsn) as database:
+        database.listen(channel)
+        reactor = Reactor(database)
+
+        @reactor.on_channel(channel)
+        def handler(_: Database, notification: Notification) -> None:
+            seen.append(notification.payload)
+            if len(seen) == 1:
+                reactor.stop()
+
+        reactor.start()
+        admin.flood(channel, count)
+        assert reactor.join(PATIENCE)
+        for notification in database.wait(PATIENCE) if len(seen) < count else ():
+            assert notification is not None, f"the rest was lost after {len(seen)}"
+            seen.append(notification.payload)
+            if len(seen) == count:
+                break
+
+    assert seen == [str(number) for number in range(1, count + 1)]
