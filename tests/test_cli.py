@@ -361,7 +361,8 @@ def test_signal_ends_listen_quietly(
     command.process.send_signal(number)
     command.process.send_signal(number)  # as timeout(1) does
 
-    assert command.status(AT_ONCE) == status
+    # The second one may find the command gone already, and the signal as before it.
+    assert command.status(AT_ONCE) in (status, -number)
     assert command.out == ""
     assert "listening" in one_line(command.err)
 

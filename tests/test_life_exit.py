@@ -272,7 +272,7 @@ def test_server_that_is_gone(postgres: Postgres, proxy: Proxy) -> None:
 
 
 INTERRUPTED_STOP = """
-import signal, sys, threading, pgsignals
+import signal, sys, threading, time, pgsignals
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pgsignals.on_channel("hang")
@@ -280,10 +280,15 @@ def hang(db, notification):
     print("hangs", flush=True)
     threading.Event().wait()
 
+def watch():
+    while sys._current_frames()[threading.main_thread().ident].f_code.co_name != "wait":
+        time.sleep(0.01)
+    print("stops", flush=True)
+
 with pgsignals.Reactor(sys.argv[1], name="pgsignals-exit") as reactor:
     reactor.notify("hang")
     sys.stdin.readline()
-    print("stops", flush=True)
+    threading.Thread(target=watch, daemon=True).start()
 """
 
 
