@@ -82,6 +82,8 @@ def ended_by_signals() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
+            if first:  # the program has cleaned up and goes; the same wish must not change how
+                handler = signal.SIG_IGN
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 

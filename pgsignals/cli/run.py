@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from pgsignals.cli.arguments import (
@@ -134,7 +135,8 @@ def load(module: str, attribute: str, args: argparse.Namespace) -> Reactor:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise
-        hint = f"; did you mean {module[:-3]}?" if module.endswith(".py") else ""
+        dotted = ".".join(Path(module.removesuffix(".py")).parts)
+        hint = f"; did you mean {dotted}?" if dotted != module else ""
         raise NotFoundError(f"no module {error.name} here or on Python's path{hint}") from None
     if attribute:
         return reactor_in(loaded, attribute)
