@@ -21,7 +21,7 @@ from pgsignals._backlog import Drops
 from pgsignals._backoff import Backoff
 from pgsignals._channels import PROBE_CHANNEL, listen_sql
 from pgsignals._control import Control
-from pgsignals._driver import SHARE, Result, Session, needs_care
+from pgsignals._driver import Result, Session, needs_care
 from pgsignals._statements import (
     QUEUE_HOLDERS,
     ROUND_TRIP,
@@ -61,8 +61,9 @@ UNSENT = 0.02
 #: A round trip of the setup has this long where probing is off.
 SETUP_LIMIT = 15.0
 
-#: Notifications of a flood that are read for each channel with a handler that wants batches.
-BATCH = 32
+#: Notifications of a flood that are read at once: more than a manager's, as each hand-over to
+#: another thread costs as much as dozens of them.
+SHARE = 4096
 
 #: Of the queue; the server itself warns from a half on.
 QUEUE_ALARM = 0.25
@@ -192,9 +193,8 @@ class Link:
         if session is None:
             return []
         self.proven_since = self._proof.since  # before what this read may prove
-        # So much of a flood that each of the batches is worth its call; at the end, all of it.
-        share = max(SHARE, BATCH * len(self.batched()))
-        notifications = session.read(sys.maxsize if self._reader.stopping else share)
+        # At the end, all that is there.
+        notifications = session.read(sys.maxsize if self._reader.stopping else SHARE)
         while self._collected:  # with a statement of the connection's owner, before the read
             notifications.insert(0, self._collected.pop())
         if session.take_canary():
