@@ -279,12 +279,12 @@ def checks_of(phase: Phase, options: argparse.Namespace) -> dict[str, tuple[floa
     checks = {
         "attempts in the first second": (phase.in_the_first_second, 2.0 * links),
         "attempts in the worst 100 ms": (phase.largest_bucket, SHARE * links),
-        "seconds until all listen": (round(phase.healthy_after, 1), longest + RECOVERY),
+        "seconds until all listen": (phase.healthy_after, longest + RECOVERY),
     }
     if phase.name != "restart":  # the first at once, then one per longest wait
         tries = 1 + int((phase.lasted - 0.1) / longest)
         name = "refused logins per link"
-        checks[name] = (round(phase.refusals / links, 1), float(per_try * tries))
+        checks[name] = (phase.refusals / links, float(per_try * tries))
     return checks
 
 
@@ -362,7 +362,7 @@ def report(phase: Phase, options: argparse.Namespace) -> None:
         say(f"  {line}")
     for name, (value, limit) in checks_of(phase, options).items():
         verdict = "ok" if value <= limit else "FAILED"
-        say(f"  {name:30} {value:>8}  {verdict}, at most {limit:g}")
+        say(f"  {name:30} {value:>8.4g}  {verdict}, at most {limit:g}")
     if phase.at_its_beginning:
         say(f"  {'(first second of the fault)':30} {len(phase.at_its_beginning):>8}")
 
