@@ -13,11 +13,13 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Hashable, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 from datetime import datetime
-from operator import itemgetter
+from itertools import islice
+from operator import itemgetter, length_hint
 from typing import Literal, Protocol, TypeAlias
 
+from pgsignals._burst import Burst
 from pgsignals._types import Notification
 
 Policy: TypeAlias = Literal["drop_oldest", "coalesce", "block"]
@@ -53,69 +55,72 @@ class Drops:
 
 
 class Segment:
-    """A run of notifications of one source that arrived at once."""
+    """Notifications of one source that arrived at once and wait in one lane."""
 
-    __slots__ = ("channel", "notifications", "received", "since", "source")
+    __slots__ = ("_rest", "begun", "burst", "channel", "received", "since", "source")
 
     def __init__(
-        self,
-        source: Source,
-        channel: str | None,
-        notifications: Iterable[Notification],
-        since: datetime,
-        received: datetime,
+        self, source: Source, channel: str | None, burst: Burst, since: datetime, received: datetime
     ) -> None:
         self.source = source
         self.channel = channel
-        self.notifications = deque(notifications)
+        self.burst = burst
+        self._rest = iter(burst)
+        self.begun = 0  # those before it have been taken or given up
         self.since = since
         self.received = received
 
+    @property
+    def waiting(self) -> int:
+        """How many have not begun."""
+        return len(self.burst) - self.begun
 
-class _Parts(dict[str, list[Notification]]):
-    """What arrived at once by channel; what is not *apart* (None: everything is) in one list."""
+    def take(self, most: int) -> list[Notification]:
+        """The next ones, *most* of them if there are so many."""
+        taken = list(islice(self._rest, most))
+        self.begun += len(taken)
+        return taken
 
-    def __init__(self, apart: Collection[str] | None) -> None:
-        self.by_lane: dict[str | None, list[Notification]] = {}
-        self._apart = apart
-
-    def __missing__(self, channel: str) -> list[Notification]:
-        apart = self._apart is None or channel in self._apart
-        part = self[channel] = self.by_lane.setdefault(channel if apart else None, [])
-        return part
+    def clear(self) -> None:
+        """Give up those that have not begun."""
+        self.begun = len(self.burst)
 
 
 class Arrival:
     """What was put at once: its segments, and the order over them where there are several."""
 
-    __slots__ = ("_order", "_segments")
+    __slots__ = ("_channels", "_passed", "_segments")
 
-    def __init__(self, segments: list[Segment], notifications: list[Notification]) -> None:
+    def __init__(self, segments: list[Segment], channels: Iterable[str]) -> None:
         self._segments = {segment.channel: segment for segment in segments}
-        self._order = deque(notifications if len(segments) > 1 else ())
+        self._channels = deque(channels if len(segments) > 1 else ())
+        self._passed = dict.fromkeys(self._segments, 0)  # how many are no more in the order
 
     def oldest(self) -> tuple[Segment, int] | None:
         """The segment with the oldest notification that waits, and for how many that holds."""
-        if not self._order:
+        if not self._channels:
             segment = next(iter(self._segments.values()))
-            return (segment, len(segment.notifications)) if segment.notifications else None
-        while self._order:
-            first = self._order[0]
-            segment = self._segments.get(first.channel) or self._segments[None]
-            if segment.notifications and segment.notifications[0] is first:
+            return (segment, segment.waiting) if segment.waiting else None
+        while self._channels:
+            channel: str | None = self._channels[0]
+            if channel not in self._segments:
+                channel = None
+            segment = self._segments[channel]
+            if segment.begun <= self._passed[channel] and segment.waiting:
                 return segment, 1
-            self._order.popleft()  # it has been taken
+            self._channels.popleft()  # it has been taken
+            self._passed[channel] += 1
         return None
 
     @property
     def waits(self) -> bool:
         """Whether anything of it waits."""
-        return any(segment.notifications for segment in self._segments.values())
+        return any(segment.waiting for segment in self._segments.values())
 
     def clear(self) -> None:
         """Give it up."""
         for segment in self._segments.values():
-            segment.notifications.clear()
+            segment.clear()
 
 
 class Announcement:
@@ -146,7 +151,7 @@ class Lane:
         self.source = source
         self.channel = channel
         self.items: deque[Segment | Announcement] = deque()
-        self.held: deque[Notification] = deque()  # what its worker has taken and not begun
+        self.held: Iterator[Notification] = iter(())  # what its worker has taken and not begun
         self.busy = False
         self.queued = False
         self.at: Announcement | None = None  # the one it has come to and waits for
@@ -189,13 +194,11 @@ class Backlog:
     @property
     def waiting(self) -> int:
         """Notifications that have not begun."""
-        return self._queued + sum(len(lane.held) for lane in tuple(self._busy))
+        return self._queued + sum(length_hint(lane.held) for lane in tuple(self._busy))
 
     # -- the reader's side -----------------------------------------------------------------------
 
-    def put(
-        self, source: Source, notifications: list[Notification], since: datetime, received: datetime
-    ) -> None:
+    def put(self, source: Source, burst: Burst, since: datetime, received: datetime) -> None:
         """Queue what *source* received at *received*.
 
         Blocks only under the policy "block", until there is space or
@@ -205,53 +208,50 @@ class Backlog:
         """
         with self.lock:
             if self.keys is not None:
-                notifications = self._coalesced(source, notifications)
-            while notifications:
-                part, notifications = self._fitting(notifications)
+                burst = self._coalesced(source, burst, self.keys)
+            queued = 0
+            while left := len(burst) - queued:
+                room = self._room(left)
+                part = burst if room == len(burst) else burst.part(queued, queued + room)
                 segments = self._segments(source, part, since, received)
-                self._arrivals.append(Arrival(segments, part))
+                self._arrivals.append(Arrival(segments, part.channels))
                 for segment in segments:
                     lane = self._lane(source, segment.channel)
                     lane.items.append(segment)
                     self._advance(lane)
-                self._queued += len(part)
+                self._queued += room
+                queued += room
             excess = self.waiting - self._limit
             if excess > 0 and not (self._blocking or self._unbounded):
                 self._drop(min(excess, self._queued))
             self._prune()
 
-    def _coalesced(self, source: Source, notifications: list[Notification]) -> list[Notification]:
+    def _coalesced(self, source: Source, burst: Burst, keys: set[Hashable]) -> Burst:
         fresh = []
-        for notification in notifications:
+        for notification in burst:
             key = (source, notification.channel, notification.payload)
-            if key not in self.keys:  # type: ignore[operator] # only called with keys
-                self.keys.add(key)  # type: ignore[union-attr] # as above
+            if key not in keys:
+                keys.add(key)
                 fresh.append(notification)
-        return fresh
+        return Burst(fresh)
 
-    def _fitting(
-        self, notifications: list[Notification]
-    ) -> tuple[list[Notification], list[Notification]]:
-        """What may be queued now, and the rest; waits for space under the policy "block"."""
+    def _room(self, wanted: int) -> int:
+        """How many of *wanted* may be queued now; waits for space under the policy "block"."""
         while self._blocking and self.waiting >= self._limit:
             self.reader_waits = True
             self.on_wait()
             self._space.wait()
-        free = self._limit - self.waiting if self._blocking else len(notifications)
-        return notifications[:free], notifications[free:]
+        return min(wanted, self._limit - self.waiting) if self._blocking else wanted
 
     def _segments(
-        self, source: Source, notifications: list[Notification], since: datetime, received: datetime
+        self, source: Source, burst: Burst, since: datetime, received: datetime
     ) -> list[Segment]:
         batched = source.batched()
         if not batched and not self._parallel:
-            return [Segment(source, None, notifications, since, received)]
-        parts = _Parts(None if self._parallel else batched)
-        lists = map(parts.__getitem__, map(itemgetter(0), notifications))
-        deque(map(list.append, lists, notifications), maxlen=0)  # the loop is C's
+            return [Segment(source, None, burst, since, received)]
+        parts = burst.split(None if self._parallel else batched)
         return [
-            Segment(source, channel, part, since, received)
-            for channel, part in parts.by_lane.items()
+            Segment(source, channel, part, since, received) for channel, part in parts.items()
         ]
 
     def _drop(self, count: int) -> None:
@@ -265,11 +265,9 @@ class Backlog:
             if drops is None:
                 drops = self._drops[source] = Drops(segment.since, segment.received)
                 self._announce(Announcement(source, self._teller(source), drops.channels))
-            for _ in range(given_up):
-                notification = segment.notifications.popleft()
-                drops.channels.add(notification.channel)
-                if self.keys is not None:
-                    self.keys.discard((source, notification.channel, notification.payload))
+            dropped = segment.take(given_up)
+            drops.channels.update(map(itemgetter(0), dropped))
+            self._forget_keys(source, dropped)
             drops.count += given_up
             drops.since = min(drops.since, segment.since)
             drops.until = max(drops.until, segment.received)
@@ -277,6 +275,11 @@ class Backlog:
             self._queued -= given_up
             count -= given_up
             self._stand_first(source, self._lane(source, segment.channel))
+
+    def _forget_keys(self, source: Source, notifications: Iterable[Notification]) -> None:
+        if self.keys is not None:
+            for channel, payload, _ in notifications:
+                self.keys.discard((source, channel, payload))
 
     def _teller(self, source: Source) -> Callable[[], None]:
         def tell() -> None:
@@ -369,7 +372,7 @@ class Backlog:
                 first.arrived += 1
                 self._queue_if_complete(first)
                 return
-            if first.notifications:
+            if first.waiting:
                 lane.queued = True
                 self._ready.append(lane)
                 self._work.notify()
@@ -409,7 +412,7 @@ class Backlog:
             return None
         first.queued = False
         items = first.items
-        while items and isinstance(items[0], Segment) and not items[0].notifications:
+        while items and isinstance(items[0], Segment) and not items[0].waiting:
             items.popleft()
         if not items or isinstance(items[0], Announcement):
             self._advance(first)
@@ -431,39 +434,32 @@ class Backlog:
                     break
                 if item.source is not segment.source or item.channel != segment.channel:
                     break
-                taken += item.notifications
-                item.notifications.clear()
-            if self.keys is not None:
-                for notification in taken:
-                    self.keys.discard((segment.source, notification.channel, notification.payload))
+                taken += item.take(item.waiting)
+            self._forget_keys(segment.source, taken)
             self._queued -= len(taken)
             self._make_space()
             return taken
 
-    def begin(self, lane: Lane, segment: Segment, most: int) -> Notification | None:
-        """The next notification of *segment*, for the worker that runs it; those that follow,
-        *most* in all, are put into the lane's ``held``.
+    def begin(self, lane: Lane, segment: Segment, most: int) -> Iterator[Notification] | None:
+        """The next notifications of *segment*, at most so many, for the worker that runs it.
 
-        What is held cannot be dropped any more, and an announcement comes after it; so take
-        only what is handled in an instant.
+        They are the lane's ``held`` until the worker comes to them.  What is held cannot be
+        dropped any more, and an announcement comes after it; so take only what is handled in an
+        instant.
 
         :returns: None when something else is first in the lane.
         """
         with self.lock:
-            notifications = segment.notifications
-            if not notifications or lane.items[0] is not segment:
+            if not segment.waiting or lane.items[0] is not segment:
                 self._make_space()  # for what has been held
                 return None
             share = self._limit // (8 * len(self._busy))  # little of what could be dropped
-            most = max(1, min(most, self._run, share, len(notifications)))
-            run = [notifications.popleft() for _ in range(most)]
+            run = segment.take(max(1, min(most, self._run, share)))
             self._queued -= len(run)
-            lane.held.extend(run[1:])
+            self._forget_keys(segment.source, run)
+            lane.held = iter(run)
             self._make_space()
-            if self.keys is not None:
-                for channel, payload, _ in run:
-                    self.keys.discard((segment.source, channel, payload))
-            return run[0]
+            return lane.held
 
     def _make_space(self) -> None:
         """Let a reader that waits go on; called with the lock held.
@@ -486,8 +482,8 @@ class Backlog:
             else:
                 lane, segment = task
                 segment.source.dispatched += dispatched
-                if lane.held:  # the worker itself has failed
-                    self._put_back(lane, segment)
+                if held := list(lane.held):  # the worker itself has failed
+                    self._put_back(lane, segment, held)
                 lane.busy = False
                 self._busy.discard(lane)
                 self._advance(lane)
@@ -497,11 +493,12 @@ class Backlog:
                 if self._ending:
                     self._work.notify_all()
 
-    def _put_back(self, lane: Lane, segment: Segment) -> None:
-        segment.notifications.extendleft(reversed(lane.held))
-        self._arrivals.appendleft(Arrival([segment], []))
-        self._queued += len(lane.held)
-        lane.held.clear()
+    def _put_back(self, lane: Lane, segment: Segment, held: list[Notification]) -> None:
+        since, received = segment.since, segment.received
+        again = Segment(segment.source, segment.channel, Burst(held), since, received)
+        lane.items.insert(lane.items.index(segment), again)
+        self._arrivals.appendleft(Arrival([again], ()))
+        self._queued += len(held)
 
     def _finish(self, announcement: Announcement) -> None:
         announced = self._announced.get(announcement.source, [])
@@ -561,10 +558,7 @@ class Backlog:
         with self.lock:
             left, self._queued = self._queued, 0
             for lane in self._busy:
-                with contextlib.suppress(IndexError):
-                    while True:  # one by one, as its worker takes from it
-                        lane.held.pop()
-                        left += 1
+                left += len(list(lane.held))  # its worker finds none left
             for arrival in self._arrivals:
                 arrival.clear()
             for lane in self._lanes.values():

@@ -23,6 +23,7 @@ import psycopg
 from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict
 
+from pgsignals._burst import Burst, named
 from pgsignals._channels import PROBE_CHANNEL
 from pgsignals._types import Notification
 from pgsignals.errors import (
@@ -47,8 +48,9 @@ READS = 32
 #: processor's cache, and before the garbage collector looks at them (at 700 new objects).
 SHARE = 200
 
-#: Notifications that are not worth the effort of making them column by column.
-FEW = 16
+#: Notifications that are taken from libpq at once: few enough not to set off the garbage
+#: collector, which runs after 700 new objects.
+CHUNK = 200
 
 #: A read of fewer bytes has found the socket's end.
 SMALL = 4096
@@ -63,8 +65,6 @@ _PROBE = PROBE_CHANNEL.encode()
 
 #: What is no text in the client's encoding arrives all the same, and can be sent back as it came.
 _BYTES_AS_TEXT = "surrogateescape"
-
-_named = tuple.__new__  # what Notification() does, without a call into Python
 
 _PSYCOPG_KEYWORDS = {"prepare_threshold", "context", "row_factory", "cursor_factory"}
 
@@ -244,19 +244,28 @@ class Session:
         Never raises for a session that ends: :attr:`ended` tells, and the rest is returned.
         """
         fresh: list[Notification] = []
+        self._read_into(fresh, share)
+        return fresh
+
+    def read_burst(self, share: int) -> Burst:
+        """The same, for another thread to make notifications of."""
+        fresh = Burst()
+        self._read_into(fresh, share)
+        return fresh
+
+    def _read_into(self, fresh: list[Notification] | Burst, share: int) -> None:
         if self.ended:
-            return fresh
+            return
         lock = self.connection.lock
         self.contended = not (lock.acquire(False) or lock.acquire(timeout=_PATIENCE))
         if self.contended:
-            return fresh  # a thread that runs a statement collects what arrives, and tells
+            return  # a thread that runs a statement collects what arrives, and tells
         try:
             self._read(fresh, share)
         finally:
             lock.release()
-        return fresh
 
-    def _read(self, fresh: list[Notification], share: int) -> None:
+    def _read(self, fresh: list[Notification] | Burst, share: int) -> None:
         try:
             self._follow_encoding()
         except psycopg.OperationalError as exc:  # its owner has closed it
@@ -295,23 +304,28 @@ class Session:
             self._take_notifies(fresh, sys.maxsize)
             self.more = False
 
-    def _take_notifies(self, fresh: list[Notification], most: int) -> int:
+    def _take_notifies(self, fresh: list[Notification] | Burst, most: int) -> int:
         """Move what libpq holds to *fresh*, until that has *most*, and return about how many
         bytes that was."""
-        raw = list(islice(iter(self.pgconn.notifies, None), most - len(fresh)))
-        if len(raw) < FEW:
-            size = 0
-            for relname, pid, extra in raw:
-                fresh.append(_named(Notification, (self._names[relname], self._text(extra), pid)))
-                size += len(extra)
-            return size
-        # Column by column, so that the loops are C's.
-        relnames, pids, extras = zip(*raw, strict=True)
-        del raw  # else the garbage collector would look at them
-        names = map(self._names.__getitem__, relnames)
-        rows = zip(names, self._texts(extras), pids, strict=True)
-        fresh += map(_named, repeat(Notification), rows)
-        return SMALL
+        size = 0
+        notifies = iter(self.pgconn.notifies, None)
+        while (room := most - len(fresh)) > 0:
+            raw = list(islice(notifies, min(room, CHUNK)))
+            if not raw:
+                break
+            # Column by column, so that the loops are C's.
+            relnames, pids, extras = zip(*raw, strict=True)
+            del raw
+            names, texts = map(self._names.__getitem__, relnames), self._texts(extras)
+            if isinstance(fresh, Burst):
+                same = pids.count(pids[0]) == len(pids)  # of one sender: one number for all
+                fresh.extend(names, texts, repeat(pids[0], len(pids)) if same else pids)
+            else:
+                fresh += named(zip(names, texts, pids, strict=True))
+            if len(pids) < CHUNK:
+                return size + sum(map(len, extras))
+            size = SMALL
+        return size
 
     def _end(self, exc: psycopg.Error) -> None:
         self.ended = True

@@ -19,6 +19,7 @@ from typing import Literal, Protocol, TypeAlias
 
 from pgsignals._backlog import Drops
 from pgsignals._backoff import Backoff
+from pgsignals._burst import Burst
 from pgsignals._channels import PROBE_CHANNEL, listen_sql
 from pgsignals._control import Control
 from pgsignals._driver import Result, Session, needs_care
@@ -32,7 +33,7 @@ from pgsignals._statements import (
 )
 from pgsignals._states import Event, Proof, State, after
 from pgsignals._types import DatabaseStatus, Gap, Notification
-from pgsignals._workers import Plans
+from pgsignals._workers import Plan
 from pgsignals.database import LISTENING, Database
 from pgsignals.errors import (
     ConnectError,
@@ -131,7 +132,7 @@ class Link:
         self.kept: frozenset[str] = frozenset()  # what its owner listened to before us
         self.lent = False
         self.error: Exception | None = None  # why it cannot go on
-        self.plans = Plans()
+        self.plans: dict[str, Plan] = {}
         self.settled = 0  # the request up to which LISTENs are acknowledged
         self.retry_at = self.connect_by = 0.0
         self.received = self.dispatched = self.dropped = self.failed = 0
@@ -151,7 +152,7 @@ class Link:
         self._proof = Proof(now_utc())
         self.proven_since = self._proof.since  # what was committed before has been delivered
         self._missed_since: datetime | None = None
-        self._held: list[Notification] = []
+        self._held = Burst()
         self._collected: deque[Notification] = deque()
         self._then: Callable[[list[Result]], None] | None = None
         self._answer_by: float | None = None
@@ -187,38 +188,43 @@ class Link:
     def remove_watcher(self, watcher: object) -> None:
         """See :meth:`add_watcher`."""
 
-    def drain(self) -> list[Notification]:
+    def drain(self) -> Burst:
         """What the socket has for users."""
         session = self.session
         if session is None:
-            return []
+            return Burst()
         self.proven_since = self._proof.since  # before what this read may prove
         # At the end, all that is there.
-        notifications = session.read(sys.maxsize if self._reader.stopping else SHARE)
-        while self._collected:  # with a statement of the connection's owner, before the read
-            notifications.insert(0, self._collected.pop())
+        burst = session.read_burst(sys.maxsize if self._reader.stopping else SHARE)
+        if self._collected:  # with a statement of the connection's owner, before the read
+            earlier = Burst()
+            while self._collected:
+                earlier += Burst([self._collected.popleft()])
+            earlier += burst
+            burst = earlier
         if session.take_canary():
-            notifications = [one for one in notifications if one[0] != PROBE_CHANNEL]
+            burst = Burst(one for one in burst if one.channel != PROBE_CHANNEL)
             self._canary_arrived()
         while session.answers and not session.ended:
             self._answered(session.answers.popleft())
         if self.state is State.SYNCING:
-            self._hold(notifications)
-            return []
+            self._hold(burst)
+            return Burst()
         if self._held:
-            notifications, self._held = self._held + notifications, []
-        return notifications
+            self._held += burst
+            burst, self._held = self._held, Burst()
+        return burst
 
     def _collected_more(self) -> None:
         """Whoever owns a wrapped connection has run a statement on it, against our advice."""
         self._reader.look_at(self)
 
-    def _hold(self, notifications: list[Notification]) -> None:
+    def _hold(self, burst: Burst) -> None:
         """Keep what arrives before ``connected`` and ``gap`` have been told.  Too much of it
         ends the session, as a backlog could not tell of drops before ``connected`` either."""
-        self._held += notifications
+        self._held += burst
         if len(self._held) > self._settings.max_backlog:
-            self._held.clear()
+            self._held = Burst()
             self.fail("ended", "more arrived during LISTEN than max_backlog allows")
 
     # -- as a source of the backlog --------------------------------------------------------------
@@ -284,7 +290,7 @@ class Link:
         """Make *session* the listening one."""
         self.happen(Event.OPENED)
         self.session = session
-        self._active, self._foreign, self._held = set(), set(), []
+        self._active, self._foreign, self._held = set(), set(), Burst()
         self._expect_nothing()
         self._canary_seen = self._canary_rests = 0.0
         self._reason, self._why = "ended", None

@@ -185,10 +185,10 @@ class Reader:
     def _deliver(self) -> None:
         """Queue what has been collected, then take up what has ended."""
         while self._manager.has_pairs:
-            link, notifications = self._manager.next_pair()
-            link.received += len(notifications)
+            link, burst = self._manager.next_pair()
+            link.received += len(burst)
             link.last_received = time.time()
-            self._backlog.put(link, notifications, link.proven_since, now_utc())
+            self._backlog.put(link, burst, link.proven_since, now_utc())
         while self._manager.garbage:
             self._manager.garbage.pop().ended()
 

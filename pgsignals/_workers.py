@@ -30,7 +30,7 @@ class Origin(Protocol):
     """A link, as the workers see it."""
 
     database: Database
-    plans: Plans
+    plans: dict[str, Plan]
     dropped: int
     dispatched: int
     failed: int
@@ -40,23 +40,17 @@ class Origin(Protocol):
 
 
 class Plan:
-    """Whom a notification of one channel goes to."""
+    """Whom a notification of one channel goes to, while :data:`~pgsignals.signals.changes` has
+    not counted on."""
 
-    __slots__ = ("batch", "calls", "only")
+    __slots__ = ("batch", "calls", "made_at", "only")
 
-    def __init__(self, calls: list[Call]) -> None:
+    def __init__(self, calls: list[Call], made_at: int) -> None:
         self.calls = calls
+        self.made_at = made_at
         self.batch = any(call.batch for call in calls)
         plain = len(calls) == 1 and calls[0].decode is None and not self.batch
         self.only = calls[0].strong if plain else None
-
-
-class Plans(dict[str, Plan]):
-    """The plans of a link, good until :data:`~pgsignals.signals.changes` counts on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.made_at = changes.count
 
 
 class Workers:
@@ -119,20 +113,22 @@ class Workers:
 
     def _run_segment(self, worker: Worker, lane: Lane, segment: Segment) -> int:
         link: Any = segment.source
-        plans = link.plans
-        if segment.channel is not None and self._plan(link, plans, segment.channel).batch:
+        if segment.channel is not None and self._plan(link, segment.channel).batch:
             return self._run_batch(worker, lane, segment)
         backlog, database, sessions = self._backlog, link.database, worker.sessions
-        following = lane.held.popleft
-        handled, pace = 0, 1
-        while (notification := backlog.begin(lane, segment, pace)) is not None:
+        plans = link.plans
+        handled, pace, channel = 0, 1, None
+        while (run := backlog.begin(lane, segment, pace)) is not None:
             began = time.perf_counter()
-            while True:
-                if changes.count != plans.made_at:
-                    plans = link.plans = Plans()
-                plan = plans.get(notification[0]) or self._plan(link, plans, notification[0])
-                if (handler := plan.only) is not None:
-                    worker.handler, worker.at = handler, notification
+            for notification in run:
+                if notification[0] is not channel or changes.count != plan.made_at:
+                    channel = notification[0]
+                    plan = plans.get(channel)
+                    if plan is None or changes.count != plan.made_at:
+                        plan = self._plan(link, channel)
+                    worker.handler = handler = plan.only
+                if handler is not None:
+                    worker.at = notification
                     try:
                         handler(database, notification=notification)
                     except BaseException as exc:
@@ -142,10 +138,6 @@ class Workers:
                 elif plan.calls:
                     self._call_each(worker, link, plan, [notification])
                 handled += 1
-                try:
-                    notification = following()
-                except IndexError:  # it was the last one, or the rest has been given up
-                    break
             if handled >= TURN and backlog.has_other_work():
                 break
             pace = 2 * pace if time.perf_counter() - began < INSTANT else 1
@@ -155,15 +147,16 @@ class Workers:
         link: Any = segment.source
         notifications = self._backlog.take_all(lane, segment)
         if notifications:
-            plan = self._plan(link, link.plans, notifications[0].channel)
+            plan = self._plan(link, notifications[0].channel)
             self._call_each(worker, link, plan, notifications)
         return len(notifications)
 
-    def _plan(self, link: Origin, plans: Plans, channel: str) -> Plan:
-        if plans.made_at != changes.count:
-            plans = link.plans = Plans()
-        plan = plans.get(channel)
-        if plan is None:
+    def _plan(self, link: Origin, channel: str) -> Plan:
+        plan = link.plans.get(channel)
+        if plan is None or changes.count != plan.made_at:
+            if plan is not None:
+                link.plans.clear()  # the others are stale, too
+            made_at = changes.count
             calls = [
                 call
                 for namespace in self._namespaces
@@ -173,7 +166,7 @@ class Workers:
             if (around := self._namespaces[-1].around) is not None:
                 for call in calls:
                     call.wrap(around)
-            plan = plans[channel] = Plan(calls)
+            plan = link.plans[channel] = Plan(calls, made_at)
         return plan
 
     def _call_each(

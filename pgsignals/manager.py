@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal
 from typing import Any, Protocol, TypeAlias
 
+from pgsignals._burst import Burst
 from pgsignals._fork import Birth
 from pgsignals._types import Notification
 from pgsignals._waker import Waker
@@ -358,7 +359,7 @@ class NotificationManager:
         ended = True
         try:
             rest = member.drain()
-            notifications = rest if type(rest) is list else list(rest)
+            notifications = rest if isinstance(rest, (list, Burst)) else list(rest)
             ended = member.closed
         except Error as exc:
             logger.debug("%r cannot be drained: %s", member, exc)

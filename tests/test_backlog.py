@@ -15,8 +15,9 @@ import pytest
 
 from pgsignals import _workers
 from pgsignals._backlog import RUN, TURN, Backlog, Drops, Policy
+from pgsignals._burst import Burst
 from pgsignals._types import Notification
-from pgsignals._workers import Plans, Workers
+from pgsignals._workers import Plan, Workers
 from pgsignals.signals import Channels, OrderedSignal
 from tests.support.waiting import PATIENCE, Background, wait_until
 
@@ -37,7 +38,7 @@ class Origin:
     def __init__(self, record: list[Entry], name: str = "fake") -> None:
         self.name = name
         self.database: Any = self
-        self.plans = Plans()
+        self.plans: dict[str, Plan] = {}
         self.dropped = self.dispatched = self.failed = 0
         self.batches: set[str] = set()
         self._record = record
@@ -73,9 +74,9 @@ class Line:
     def put(self, *texts: str, source: Origin | None = None) -> None:
         """Queue what arrived at once: "a1" has the channel "a"."""
         self.puts += 1
-        notifications = [Notification(text[0], text, 1) for text in texts]
+        burst = Burst(Notification(text[0], text, 1) for text in texts)
         self.backlog.put(
-            source or self.source, notifications, moment(self.puts - 1), moment(self.puts)
+            source or self.source, burst, moment(self.puts - 1), moment(self.puts)
         )
 
     def announce(
