@@ -30,10 +30,8 @@ class Burst:
         self.channels: list[str] = []
         self.payloads: list[str] = []
         self.pids: list[int] = []
-        for channel, payload, pid in notifications:
-            self.channels.append(channel)
-            self.payloads.append(payload)
-            self.pids.append(pid)
+        for notification in notifications:
+            self.append(notification)
 
     def __len__(self) -> int:
         return len(self.pids)
@@ -44,6 +42,13 @@ class Burst:
     def __iadd__(self, other: Burst) -> Burst:
         self.extend(other.channels, other.payloads, other.pids)
         return self
+
+    def append(self, notification: Notification) -> None:
+        """Add one."""
+        channel, payload, pid = notification
+        self.channels.append(channel)
+        self.payloads.append(payload)
+        self.pids.append(pid)
 
     def extend(
         self, channels: Iterable[str], payloads: Iterable[str], pids: Iterable[int]

@@ -48,6 +48,9 @@ READS = 32
 #: processor's cache, and before the garbage collector looks at them (at 700 new objects).
 SHARE = 200
 
+#: Notifications that are not worth the effort of making them column by column.
+FEW = 16
+
 #: Notifications that are taken from libpq at once: few enough not to set off the garbage
 #: collector, which runs after 700 new objects.
 CHUNK = 200
@@ -65,6 +68,10 @@ _PROBE = PROBE_CHANNEL.encode()
 
 #: What is no text in the client's encoding arrives all the same, and can be sent back as it came.
 _BYTES_AS_TEXT = "surrogateescape"
+
+_BAD = pq.ConnStatus.BAD
+
+_named = tuple.__new__  # what Notification() does, without a call into Python
 
 _PSYCOPG_KEYWORDS = {"prepare_threshold", "context", "row_factory", "cursor_factory"}
 
@@ -95,15 +102,15 @@ class Result(NamedTuple):
 
 
 class _Names(dict[bytes, str]):
-    """Channel names, each decoded once."""
+    """Channel names, each decoded once: all sessions of one encoding have the same ones."""
 
-    def __init__(self) -> None:
-        self.canaries = 0
-        self.encoding = ""
+    def __init__(self, encoding: str) -> None:
+        self.encoding = encoding
+        self.latest_canary = object()  # another one with every canary
 
     def __missing__(self, relname: bytes) -> str:
         if relname == _PROBE:  # never cached, so that looking for it costs nothing elsewhere
-            self.canaries += 1
+            self.latest_canary = object()
             return PROBE_CHANNEL
         if len(self) >= 1 << 16:
             self.clear()
@@ -111,15 +118,26 @@ class _Names(dict[bytes, str]):
         return name
 
 
+_names_in: dict[str, _Names] = {}
+
+
 class Session:
     """One open connection and what arrives on it.
 
     :param connection: in autocommit, outside a transaction; else it is refused.
+    :param shared: whether others may run statements on it.
     :raises ClosedError: it is closed.
     :raises ConnectionStateError: it is not in autocommit, or is in a transaction.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    __slots__ = (
+        *("__weakref__", "_arrived", "_canary_seen", "_client_encoding", "_fd", "_lock", "_names"),
+        *("_notice_handler", "_on_arrival", "_previous_handler", "_results", "_shared"),
+        *("_submitted", "_watchful", "answers", "backend_id", "broken", "connection", "contended"),
+        *("ended", "farewell", "more", "name", "pgconn", "sqlstate", "unsent"),
+    )
+
+    def __init__(self, connection: Connection, *, shared: bool = True) -> None:
         if connection.closed:
             raise ClosedError("the connection is closed; open a new one")
         self.connection = connection
@@ -138,7 +156,11 @@ class Session:
         self._arrived: deque[Notification] = deque()
         self._on_arrival: weakref.WeakMethod[Callable[[], None]] | None = None
         self._fd = connection.fileno()
-        self._names = _Names()
+        self._lock = connection.lock
+        self._shared = shared
+        self._watchful = True  # the next read has more to do than to read
+        self._names = _names_in.setdefault("utf-8", _Names("utf-8"))
+        self._canary_seen = self._names.latest_canary
         self._client_encoding: bytes | None = None
         self._submitted = False
         self._results: list[Result] = []
@@ -175,9 +197,18 @@ class Session:
             )
 
     @property
+    def closed(self) -> bool:
+        """Whether it has ended, or somebody has closed the connection."""
+        return self.ended or self.pgconn.status == _BAD
+
+    @property
     def in_transaction(self) -> bool:
         """Whether a transaction is open on it, failed or not."""
         return self.pgconn.transaction_status != pq.TransactionStatus.IDLE
+
+    def share(self) -> None:
+        """Others may run statements on it from now on, such as SET client_encoding."""
+        self._shared = self._watchful = True
 
     def deliver(self, arrived: deque[Notification], on_arrival: Callable[[], None]) -> None:
         """Say who gets what comes along with statements that run on the connection.
@@ -205,6 +236,7 @@ class Session:
         """Remember why the server ends the session: psycopg tells it nowhere else."""
         fatal = diagnostic.severity_nonlocalized in ("FATAL", "PANIC")
         if fatal or diagnostic.sqlstate == "57P02":  # a crash elsewhere is told as a warning
+            self._watchful = True
             self.sqlstate = diagnostic.sqlstate
             self.farewell = diagnostic.message_primary or ""
 
@@ -213,13 +245,13 @@ class Session:
         if name == self._client_encoding:
             return
         self._client_encoding = name
-        self._names.clear()
         try:
             encoding = self.connection.info.encoding
         except psycopg.NotSupportedError:
             encoding = "ascii"
         # SQL_ASCII promises nothing; UTF-8 is the best guess.
-        self._names.encoding = "utf-8" if encoding == "ascii" else encoding
+        encoding = "utf-8" if encoding == "ascii" else encoding
+        self._names = _names_in.setdefault(encoding, _Names(encoding))
 
     def _text(self, raw: bytes) -> str:
         return str(raw, self._names.encoding, _BYTES_AS_TEXT)
@@ -230,56 +262,50 @@ class Session:
                 return list(map(bytes.decode, raws))  # the fast way, and nearly always the one
         return [self._text(raw) for raw in raws]
 
-    def take_canary(self) -> bool:
-        """Whether notifications on the probe channel were read since the last call."""
-        arrived, self._names.canaries = self._names.canaries > 0, 0
-        return arrived
+    def may_have_canary(self) -> bool:
+        """Whether a notification on the probe channel has been read since the last call, by this
+        session or by another one."""
+        before, self._canary_seen = self._canary_seen, self._names.latest_canary
+        return before is not self._canary_seen
 
     def read(self, share: int = SHARE) -> list[Notification]:
-        """What the socket has, without waiting: a burst at once, a flood in shares; :attr:`more`
-        tells whether there may be more.
+        """What :meth:`read_into` finds, in a list."""
+        fresh: list[Notification] = []
+        self.read_into(fresh, share)
+        return fresh
+
+    def read_into(self, fresh: list[Notification] | Burst, share: int) -> None:
+        """Add to *fresh* what came along with statements, then what the socket has, without
+        waiting: a burst at once, a flood in shares; :attr:`more` tells whether there may be more.
 
         :param share: notifications, while a flood goes on.
 
-        Never raises for a session that ends: :attr:`ended` tells, and the rest is returned.
+        Never raises for a session that ends: :attr:`ended` tells, and the rest is added.
         """
-        fresh: list[Notification] = []
-        self._read_into(fresh, share)
-        return fresh
-
-    def read_burst(self, share: int) -> Burst:
-        """The same, for another thread to make notifications of."""
-        fresh = Burst()
-        self._read_into(fresh, share)
-        return fresh
-
-    def _read_into(self, fresh: list[Notification] | Burst, share: int) -> None:
-        if self.ended:
+        lock = self._lock
+        if not (lock.acquire(False) or lock.acquire(timeout=_PATIENCE)):
+            self.contended = True  # a thread that runs a statement collects what arrives, and tells
+            self._take_arrived(fresh)
             return
-        lock = self.connection.lock
-        self.contended = not (lock.acquire(False) or lock.acquire(timeout=_PATIENCE))
-        if self.contended:
-            return  # a thread that runs a statement collects what arrives, and tells
+        self.contended = False
         try:
-            self._read(fresh, share)
+            if self._arrived:
+                self._take_arrived(fresh)
+            if not self.ended:
+                self._read(fresh, share)
         finally:
             lock.release()
 
+    def _take_arrived(self, fresh: list[Notification] | Burst) -> None:
+        while self._arrived:
+            fresh.append(self._arrived.popleft())
+
     def _read(self, fresh: list[Notification] | Burst, share: int) -> None:
-        try:
-            self._follow_encoding()
-        except psycopg.OperationalError as exc:  # its owner has closed it
-            self._end(exc)
+        if self._watchful and not self._is_open():
             return
-        # An answer must not overtake what came before it.
-        most = share if self.more and not self._submitted else sys.maxsize
-        if self.more:
-            self._take_notifies(fresh, most)
-        self.more = False
-        for _ in range(READS):
-            if len(fresh) >= most:
-                self.more = True
-                break
+        room = self._take_leftovers(fresh, share) if self.more else sys.maxsize
+        reads = READS
+        while room > 0 and reads > 0:
             try:
                 self.pgconn.consume_input()
             except psycopg.OperationalError as exc:
@@ -287,48 +313,69 @@ class Session:
                     with contextlib.suppress(psycopg.OperationalError):
                         self._take_results()  # the server's farewell is among them
                 self._end(exc)
-            size = self._take_notifies(fresh, most)
-            if self.farewell:
-                self.ended = True  # the server has said so; the end of the stream only follows
-            if self.ended:
+            taken, much = self._take_notifies(fresh, room)
+            if self._watchful:
+                if self.farewell:
+                    self.ended = True  # the server has said so; the end of the stream only follows
+                if self.ended:
+                    break
+                # What followed an answer in the same packet is still in the buffer.
+                much = (self._submitted and self._take_results()) or much
+            if not much:
                 break
-            if self._submitted and self._take_results():
-                continue  # what followed the answer in the same packet is still in the buffer
-            if size < SMALL and len(fresh) < most:
-                break
+            room -= taken
+            reads -= 1
         else:
             self.more = True
-        if self.broken is not None and not self.ended:
-            self._end(self.broken)
-        if self.ended:
-            self._take_notifies(fresh, sys.maxsize)
-            self.more = False
+        if self._watchful:
+            if self.broken is not None and not self.ended:
+                self._end(self.broken)
+            if self.ended:
+                self._take_notifies(fresh, sys.maxsize)
+                self.more = False
+            self._watchful = self._shared or self._submitted or self.ended
 
-    def _take_notifies(self, fresh: list[Notification] | Burst, most: int) -> int:
-        """Move what libpq holds to *fresh*, until that has *most*, and return about how many
-        bytes that was."""
-        size = 0
-        notifies = iter(self.pgconn.notifies, None)
-        while (room := most - len(fresh)) > 0:
-            raw = list(islice(notifies, min(room, CHUNK)))
-            if not raw:
-                break
+    def _is_open(self) -> bool:
+        try:
+            self._follow_encoding()
+        except psycopg.OperationalError as exc:  # its owner has closed it
+            self._end(exc)
+        return not self.ended
+
+    def _take_leftovers(self, fresh: list[Notification] | Burst, share: int) -> int:
+        """Take what the last read has left in libpq, and return how many may be read besides."""
+        self.more = False
+        # An answer must not overtake what came before it.
+        room = sys.maxsize if self._submitted else share
+        return room - self._take_notifies(fresh, room)[0]
+
+    def _take_notifies(self, fresh: list[Notification] | Burst, most: int) -> tuple[int, bool]:
+        """Move what libpq holds to *fresh*, at most so many, and return how many, and whether
+        there may be more, here or in the socket."""
+        notifies, names = self.pgconn.notifies, self._names
+        taken = size = 0
+        while taken < FEW and taken < most:
+            if (notify := notifies()) is None:
+                return taken, size >= SMALL
+            relname, pid, extra = notify
+            text = str(extra, names.encoding, _BYTES_AS_TEXT)
+            fresh.append(_named(Notification, (names[relname], text, pid)))
+            size += len(extra)
+            taken += 1
+        while raw := list(islice(iter(notifies, None), min(most - taken, CHUNK))):
             # Column by column, so that the loops are C's.
             relnames, pids, extras = zip(*raw, strict=True)
-            del raw
-            names, texts = map(self._names.__getitem__, relnames), self._texts(extras)
+            channels, payloads = map(names.__getitem__, relnames), self._texts(extras)
             if isinstance(fresh, Burst):
                 same = pids.count(pids[0]) == len(pids)  # of one sender: one number for all
-                fresh.extend(names, texts, repeat(pids[0], len(pids)) if same else pids)
+                fresh.extend(channels, payloads, repeat(pids[0], len(pids)) if same else pids)
             else:
-                fresh += named(zip(names, texts, pids, strict=True))
-            if len(pids) < CHUNK:
-                return size + sum(map(len, extras))
-            size = SMALL
-        return size
+                fresh += named(zip(channels, payloads, pids, strict=True))
+            taken += len(pids)
+        return taken, True
 
     def _end(self, exc: psycopg.Error) -> None:
-        self.ended = True
+        self.ended = self._watchful = True
         self.sqlstate = self.sqlstate or exc.sqlstate
         self.farewell = self.farewell or _one_line(exc)
 
@@ -376,6 +423,7 @@ class Session:
     def submit(self, sql: str) -> None:
         """Send *sql* without waiting for the answer, which :meth:`read` puts into
         :attr:`answers`.  One at a time."""
+        self._watchful = True
         try:
             self.pgconn.send_query(self._encode(sql))
             self._submitted = True
@@ -390,6 +438,7 @@ class Session:
             self.unsent = self.pgconn.flush() == 1
         except psycopg.OperationalError as exc:
             self.broken = exc
+            self._watchful = True
 
     def _take_results(self) -> bool:
         pgconn = self.pgconn
@@ -435,7 +484,7 @@ class Session:
 
     def close(self) -> None:
         """End the session, from any thread; a statement that runs on it fails."""
-        lock = self.connection.lock
+        lock = self._lock
         held = lock.acquire(timeout=_PATIENCE)
         if not held:
             self.shutdown()

@@ -195,14 +195,9 @@ class Link:
             return Burst()
         self.proven_since = self._proof.since  # before what this read may prove
         # At the end, all that is there.
-        burst = session.read_burst(sys.maxsize if self._reader.stopping else SHARE)
-        if self._collected:  # with a statement of the connection's owner, before the read
-            earlier = Burst()
-            while self._collected:
-                earlier += Burst([self._collected.popleft()])
-            earlier += burst
-            burst = earlier
-        if session.take_canary():
+        burst = Burst()
+        session.read_into(burst, sys.maxsize if self._reader.stopping else SHARE)
+        if session.may_have_canary() and PROBE_CHANNEL in burst.channels:
             burst = Burst(one for one in burst if one.channel != PROBE_CHANNEL)
             self._canary_arrived()
         while session.answers and not session.ended:
@@ -290,6 +285,7 @@ class Link:
         """Make *session* the listening one."""
         self.happen(Event.OPENED)
         self.session = session
+        session.deliver(self._collected, self._collected_more)
         self._active, self._foreign, self._held = set(), set(), Burst()
         self._expect_nothing()
         self._canary_seen = self._canary_rests = 0.0

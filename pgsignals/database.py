@@ -11,7 +11,7 @@ from typing import Any, Protocol, Self, TypeVar
 
 from pgsignals import _driver
 from pgsignals._channels import check_channels, check_unlisten, listen_sql, notify_items
-from pgsignals._driver import Session
+from pgsignals._driver import SHARE, Session
 from pgsignals._fork import Birth
 from pgsignals._types import Notification
 from pgsignals.errors import ClosedError, ConnectionLostError, ConnectionStateError, Error
@@ -61,6 +61,13 @@ class Database:
     :raises TypeError: conninfo and *connect* together, or ``autocommit``, which is always on.
     """
 
+    # Slots, as the fewer places a manager of thousands has to look at, the faster it is.
+    __slots__ = (
+        *("__dict__", "__weakref__", "_arrived", "_backend_id", "_birth", "_connect", "_conninfo"),
+        *("_handed_out", "_host", "_listening", "_lock", "_lost", "_opening", "_params"),
+        *("_session", "_watchers", "_wrapped", "calm"),
+    )
+
     def __init__(
         self,
         conninfo: str = "",
@@ -91,6 +98,9 @@ class Database:
         self._lost: ConnectionLostError | None = None
         self._watchers: tuple[weakref.ref[Any], ...] = ()
         self._handed_out = False
+        self.calm = False
+        """Whether the last :meth:`drain` has met neither the end nor more than it took; for
+        managers."""
 
     @classmethod
     def wrap(cls, connection: Any) -> Self:
@@ -174,11 +184,12 @@ class Database:
 
     def new_session(self, within: float | None = None) -> Session:
         """A session on :meth:`new_connection`."""
-        return _session_on(self.new_connection(within))
+        connection = self.new_connection(within)
+        return _session_on(connection, shared=self._connect is not None)
 
     def sibling_session(self) -> Session:
         """A session on :meth:`sibling_connection`."""
-        return _session_on(self.sibling_connection())
+        return _session_on(self.sibling_connection(), shared=True)
 
     def _adopt(self, session: Session) -> None:
         self._listening = set()
@@ -224,7 +235,7 @@ class Database:
         """True before :meth:`open`, after :meth:`close`, and once a session that ended has been
         found to have ended."""
         session = self._session
-        return session is None or session.ended or session.connection.closed
+        return session is None or session.closed
 
     @property
     def backend_id(self) -> int:
@@ -360,21 +371,19 @@ class Database:
 
         After the session's end it gives the rest, and :attr:`closed` is true from then on.
         """
-        self._check_drainable("drain()")
-        arrived: list[Notification] = []
-        if (session := self._session) is not None:
-            fresh = session.read()
-            if session.contended:  # whoever has it may meet its end
-                self._tell_watchers()
-            if self._arrived:
-                while self._arrived:
-                    arrived.append(self._arrived.popleft())
-                arrived += fresh
-            else:
-                arrived = fresh
-            if session.ended:
-                self._note_end(session)
-        return arrived
+        self._birth.check("a Database")
+        session = self._session
+        if session is None or self._host is not None:
+            self._check_not_served("drain()")
+            raise self._not_open()
+        fresh: list[Notification] = []
+        session.read_into(fresh, SHARE)
+        self.calm = not (session.more or session.ended)
+        if session.contended:  # whoever has it may meet its end
+            self._tell_watchers()
+        if session.ended:
+            self._note_end(session)
+        return fresh
 
     @property
     def more(self) -> bool:
@@ -409,6 +418,7 @@ class Database:
         if (host := self._serving()) is not None:
             return host.own_session().connection
         session = self._open_session("connection")
+        session.share()
         if not self._handed_out:
             self._handed_out = True
             self._tell_watchers()
@@ -514,10 +524,10 @@ def send(session: Session, items: list[tuple[str, str]]) -> int:
     return int(session.query(NOTIFY, [list(channels), list(payloads)])[0][0])
 
 
-def _session_on(connection: _driver.Connection) -> Session:
+def _session_on(connection: _driver.Connection, *, shared: bool) -> Session:
     """A session on a connection of ours, which is closed when it will not do."""
     try:
-        return Session(connection)
+        return Session(connection, shared=shared)
     except BaseException:
         connection.close()
         raise

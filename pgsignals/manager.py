@@ -334,38 +334,45 @@ class NotificationManager:
         for key, _ in self._selector.select(seconds):
             if key.data is None:
                 self._waker.clear()
-            elif key.data not in again:
+            elif not again or key.data not in again:
                 self._drain(key.data)
 
     def _drain(self, member: Any) -> None:
-        notifications, ended = self._read(member)
-        if getattr(member, "more", False) is True:  # others may call something else so
+        notifications: list[Notification] = []
+        calm, ended = False, True
+        try:
+            drained = member.drain()
+            notifications = drained if isinstance(drained, (list, Burst)) else list(drained)
+            # Of ours; what others call so is something else.
+            calm = getattr(member, "calm", None) is True
+            ended = not calm and member.closed
+        except Error as exc:
+            logger.debug("%r cannot be drained: %s", member, exc)
+        except Exception:
+            logger.warning("%r cannot be drained; it goes to garbage", member, exc_info=True)
+        if not notifications:
+            pass
+        elif member in self._pairs:
+            self._pairs[member] += notifications
+        else:
+            self._pairs[member] = notifications
+        if not calm:
+            self._look_at(member, ended)
+        elif self._more:
+            self._more.discard(member)
+
+    def _look_at(self, member: Any, ended: bool) -> None:
+        """*member* has ended, or has more."""
+        if getattr(member, "more", None) is True:
             self._more.add(member)
         else:
             self._more.discard(member)
         if ended:
             self._unwatch(member)
-        if member in self._pairs:
-            self._pairs[member] += notifications
-        elif notifications:
-            self._pairs[member] = notifications
-        if ended and member in self._pairs:
-            self._ending.add(member)
-        elif ended:
-            self._bury(member)
-
-    def _read(self, member: Any) -> tuple[list[Notification], bool]:
-        notifications: list[Notification] = []
-        ended = True
-        try:
-            rest = member.drain()
-            notifications = rest if isinstance(rest, (list, Burst)) else list(rest)
-            ended = member.closed
-        except Error as exc:
-            logger.debug("%r cannot be drained: %s", member, exc)
-        except Exception:
-            logger.warning("%r cannot be drained; it goes to garbage", member, exc_info=True)
-        return notifications, ended
+            if member in self._pairs:
+                self._ending.add(member)
+            else:
+                self._bury(member)
 
     def _bury(self, member: Any) -> None:
         if member in self._connections:

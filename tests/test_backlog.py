@@ -577,7 +577,8 @@ def test_what_many_workers_have_taken_is_little_of_the_limit() -> None:
     line.put(*(f"{channel}{number}" for number in range(10) for channel in channels))
     stop = Stop(line, *(f"{channel}3" for channel in channels))
     hold, barrier = line.during, threading.Barrier(16)
-    line.during = lambda one: barrier.wait(PATIENCE) if one.payload[1:] == "0" else hold(one)
+    firsts = {f"{channel}0" for channel in channels}
+    line.during = lambda one: barrier.wait(PATIENCE) if one.payload in firsts else hold(one)
     line.start()
     stop.reach()
 

@@ -16,6 +16,7 @@ import pytest
 
 import pgsignals
 from pgsignals import Database, Gap, Notification, Reactor, _driver, _workers, on_channel
+from pgsignals._burst import Burst
 from tests.support.admin import Admin
 from tests.support.waiting import PATIENCE, Background, wait_until
 
@@ -868,15 +869,14 @@ def test_stop_in_a_flood_drains_what_has_been_received(
     reactor = Reactor(dsn)
     left: list[object] = []
     reads: list[bool] = []
-    close, read = _driver.Session.close, _driver.Session.read
+    close, read = _driver.Session.close, _driver.Session.read_into
 
-    def read_and_stop(session: _driver.Session, share: int) -> list[Notification]:
-        fresh = read(session, share)
+    def read_and_stop(session: _driver.Session, fresh: Burst, share: int) -> None:
+        read(session, fresh, share)
         if session.more:
             reads.append(True)
             if len(reads) == 5:
                 reactor.stop()  # on the reader's own thread, so it is told and no more
-        return fresh
 
     def look_and_close(session: _driver.Session) -> None:
         if not session.connection.closed:
@@ -884,7 +884,7 @@ def test_stop_in_a_flood_drains_what_has_been_received(
         close(session)
 
     monkeypatch.setattr(_driver.Session, "close", look_and_close)
-    monkeypatch.setattr(_driver.Session, "read", read_and_stop)
+    monkeypatch.setattr(_driver.Session, "read_into", read_and_stop)
     seen: list[int] = []
 
     @reactor.on_channel(channel)
