@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 from datetime import datetime
 from itertools import islice
 from operator import itemgetter, length_hint
+from queue import Empty, SimpleQueue
 from typing import Literal, Protocol, TypeAlias
 
 from pgsignals._burst import Burst
@@ -81,26 +82,27 @@ class Segment:
         self.begun += len(taken)
         return taken
 
+    def oldest(self) -> tuple[Segment, int] | None:
+        """As :meth:`Arrival.oldest`, where this is all that arrived."""
+        return (self, self.waiting) if self.waiting else None
+
     def clear(self) -> None:
         """Give up those that have not begun."""
         self.begun = len(self.burst)
 
 
 class Arrival:
-    """What was put at once: its segments, and the order over them where there are several."""
+    """What was put at once in several segments, and the order over them."""
 
     __slots__ = ("_channels", "_passed", "_segments")
 
     def __init__(self, segments: list[Segment], channels: Iterable[str]) -> None:
         self._segments = {segment.channel: segment for segment in segments}
-        self._channels = deque(channels if len(segments) > 1 else ())
+        self._channels = deque(channels)
         self._passed = dict.fromkeys(self._segments, 0)  # how many are no more in the order
 
     def oldest(self) -> tuple[Segment, int] | None:
         """The segment with the oldest notification that waits, and for how many that holds."""
-        if not self._channels:
-            segment = next(iter(self._segments.values()))
-            return (segment, segment.waiting) if segment.waiting else None
         while self._channels:
             channel: str | None = self._channels[0]
             if channel not in self._segments:
@@ -113,9 +115,9 @@ class Arrival:
         return None
 
     @property
-    def waits(self) -> bool:
-        """Whether anything of it waits."""
-        return any(segment.waiting for segment in self._segments.values())
+    def waiting(self) -> int:
+        """How many have not begun."""
+        return sum(segment.waiting for segment in self._segments.values())
 
     def clear(self) -> None:
         """Give it up."""
@@ -181,20 +183,23 @@ class Backlog:
         self._run = 1 if policy == "coalesce" else RUN  # what is held equals nothing any more
         self._busy: set[Lane] = set()
         self._lanes: dict[tuple[Source | None, str | None], Lane] = {}
-        self._ready: deque[Lane | Announcement] = deque()
-        self._arrivals: deque[Arrival] = deque()
+        # What workers wait for; a Condition would take twice the time to wake one.
+        self._ready: SimpleQueue[Lane | Announcement | None] = SimpleQueue()
+        self._undone = 0  # what is ready or runs
+        self._arrivals: deque[Segment | Arrival] = deque()
         self._announced: dict[Source | None, list[Announcement]] = {}
         self._drops: dict[Source, Drops] = {}
-        self._work = threading.Condition(self.lock)
         self._space = threading.Condition(self.lock)
         self._quiet = threading.Condition(self.lock)
-        self._running = 0
         self._ending = False
 
     @property
     def waiting(self) -> int:
         """Notifications that have not begun."""
-        return self._queued + sum(length_hint(lane.held) for lane in tuple(self._busy))
+        waiting = self._queued
+        for lane in tuple(self._busy):
+            waiting += length_hint(lane.held)
+        return waiting
 
     # -- the reader's side -----------------------------------------------------------------------
 
@@ -214,7 +219,8 @@ class Backlog:
                 room = self._room(left)
                 part = burst if room == len(burst) else burst.part(queued, queued + room)
                 segments = self._segments(source, part, since, received)
-                self._arrivals.append(Arrival(segments, part.channels))
+                several = len(segments) > 1
+                self._arrivals.append(Arrival(segments, part.channels) if several else segments[0])
                 for segment in segments:
                     lane = self._lane(source, segment.channel)
                     lane.items.append(segment)
@@ -292,10 +298,10 @@ class Backlog:
     def _prune(self) -> None:
         """Forget arrivals that have been taken; now and then also behind one that has not."""
         arrivals = self._arrivals
-        while arrivals and not arrivals[0].waits:
+        while arrivals and not arrivals[0].waiting:
             arrivals.popleft()
         if len(arrivals) > 2 * self._queued + 64:
-            self._arrivals = deque(arrival for arrival in arrivals if arrival.waits)
+            self._arrivals = deque(arrival for arrival in arrivals if arrival.waiting)
 
     # -- announcements ---------------------------------------------------------------------------
 
@@ -374,16 +380,25 @@ class Backlog:
                 return
             if first.waiting:
                 lane.queued = True
-                self._ready.append(lane)
-                self._work.notify()
+                self._make_ready(lane)
                 return
             items.popleft()
 
     def _queue_if_complete(self, announcement: Announcement) -> None:
         if announcement.arrived == len(announcement.lanes) and not announcement.queued:
             announcement.queued = True
-            self._ready.append(announcement)
-            self._work.notify()
+            self._make_ready(announcement)
+
+    def _make_ready(self, what: Lane | Announcement) -> None:
+        self._undone += 1
+        self._ready.put(what)
+
+    def _one_is_done(self) -> None:
+        self._undone -= 1
+        if not self._undone:
+            self._quiet.notify_all()
+            if self._ending:
+                self._ready.put(None)
 
     # -- the workers' side -----------------------------------------------------------------------
 
@@ -394,15 +409,13 @@ class Backlog:
 
         :returns: None when there will be nothing any more.
         """
-        with self.lock:
-            while True:
-                while self._ready:
-                    if (task := self._begin(self._ready.popleft())) is not None:
-                        self._running += 1
-                        return task
-                if self._ending and not self._running:
-                    return None
-                self._work.wait()
+        while (first := self._ready.get()) is not None:
+            with self.lock:
+                if (task := self._begin(first)) is not None:
+                    return task
+                self._one_is_done()
+        self._ready.put(None)  # for the next worker
+        return None
 
     def _begin(self, first: Lane | Announcement) -> Task | None:
         if isinstance(first, Announcement):
@@ -423,7 +436,7 @@ class Backlog:
 
     def has_other_work(self) -> bool:
         """Whether another lane is ready; to be asked by a worker that has had its turn."""
-        return bool(self._ready)
+        return not self._ready.empty()
 
     def take_all(self, lane: Lane, segment: Segment) -> list[Notification]:
         """Everything of the segment's channel that is there at once, taken."""
@@ -476,7 +489,6 @@ class Backlog:
         :param dispatched: notifications that were handled.
         """
         with self.lock:
-            self._running -= 1
             if isinstance(task, Announcement):
                 self._finish(task)
             else:
@@ -488,16 +500,13 @@ class Backlog:
                 self._busy.discard(lane)
                 self._advance(lane)
                 self._retire(lane)
-            if not self._running and not self._ready:
-                self._quiet.notify_all()
-                if self._ending:
-                    self._work.notify_all()
+            self._one_is_done()
 
     def _put_back(self, lane: Lane, segment: Segment, held: list[Notification]) -> None:
         since, received = segment.since, segment.received
         again = Segment(segment.source, segment.channel, Burst(held), since, received)
         lane.items.insert(lane.items.index(segment), again)
-        self._arrivals.appendleft(Arrival([again], ()))
+        self._arrivals.appendleft(again)
         self._queued += len(held)
 
     def _finish(self, announcement: Announcement) -> None:
@@ -530,7 +539,8 @@ class Backlog:
         """No more will be put; :meth:`take` gives what is left and then None."""
         with self.lock:
             self._ending = True
-            self._work.notify_all()
+            if not self._undone:
+                self._ready.put(None)
 
     def join(self, deadline: Callable[[], float | None]) -> bool:
         """Wait until everything has been run.
@@ -540,7 +550,7 @@ class Backlog:
         :returns: False when the time ran out.
         """
         with self.lock:
-            while self._running or self._ready:
+            while self._undone:
                 by = deadline()
                 left = None if by is None else by - time.monotonic()
                 if left is not None and left <= 0:
@@ -563,7 +573,10 @@ class Backlog:
                 arrival.clear()
             for lane in self._lanes.values():
                 lane.items.clear()
-            self._ready.clear()
+            with contextlib.suppress(Empty):
+                while True:
+                    self._ready.get_nowait()
+                    self._one_is_done()
             self._lanes.clear()
             self._arrivals.clear()
             self._announced.clear()

@@ -23,10 +23,13 @@ class Control:
 
     Nobody can interrupt a thread that waits for a server which has gone silent, save somebody
     else: the reader looks at :meth:`silent_for` and calls :meth:`shutdown`.
+
+    :param on_use: called when an answer is awaited from then on.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, on_use: Callable[[], None]) -> None:
         self._database = database
+        self._on_use = on_use
         self._lock = threading.Lock()
         self._session: Session | None = None
         self._used = 0.0
@@ -50,6 +53,7 @@ class Control:
         with self._lock:
             session = self._open_session()
             self._asked = time.monotonic()
+            self._on_use()
             try:
                 return statement(session)
             except ConnectionLostError:

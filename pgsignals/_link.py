@@ -108,6 +108,7 @@ class Care(Protocol):
     starting: bool
     stopping: bool
     requests_seen: int
+    disturbed: bool
 
     def watch(self, link: Link) -> None: ...
     def look_at(self, link: Link) -> None: ...
@@ -126,7 +127,7 @@ class Link:
 
     def __init__(self, database: Database, reader: Care, settings: Settings) -> None:
         self.database = database
-        self.control = Control(database)
+        self.control = Control(database, self._control_used)
         self.state = State.CONNECTING
         self.session: Session | None = None
         self.kept: frozenset[str] = frozenset()  # what its owner listened to before us
@@ -198,11 +199,14 @@ class Link:
         burst = Burst()
         session.read_into(burst, sys.maxsize if self._reader.stopping else SHARE)
         if session.may_have_canary() and PROBE_CHANNEL in burst.channels:
+            self._reader.disturbed = True
             burst = Burst(one for one in burst if one.channel != PROBE_CHANNEL)
             self._canary_arrived()
         while session.answers and not session.ended:
+            self._reader.disturbed = True
             self._answered(session.answers.popleft())
         if self.state is State.SYNCING:
+            self._reader.disturbed = True
             self._hold(burst)
             return Burst()
         if self._held:
@@ -213,6 +217,9 @@ class Link:
     def _collected_more(self) -> None:
         """Whoever owns a wrapped connection has run a statement on it, against our advice."""
         self._reader.look_at(self)
+
+    def _control_used(self) -> None:
+        self._reader.disturbed = True  # its answer is awaited from now on
 
     def _hold(self, burst: Burst) -> None:
         """Keep what arrives before ``connected`` and ``gap`` have been told.  Too much of it

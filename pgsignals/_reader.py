@@ -48,6 +48,7 @@ class Reader:
         self.starting = True
         self.stopping = False
         self.requests = self.requests_seen = 0
+        self.disturbed = True  # something has happened since it was last seen what is due
         self.links = [Link(database, self, settings) for database in databases]
         self._backlog = backlog
         backlog.on_wait = self.settled
@@ -60,20 +61,21 @@ class Reader:
         self._idle = idle
         self._idle_at = float("inf")
         self._look_at = 0.0
+        self._due = 0.0
 
     # -- from any thread -------------------------------------------------------------------------
 
     def command(self, run: Callable[[], None]) -> None:
         """Have *run* called on the reader's thread.  Takes no lock."""
         self._commands.append(run)
-        self._manager.interrupt()
+        self._disturb()
         if self._over:
             self._obey()
 
     def request(self) -> int:
         """What is wanted has changed: the number to wait for.  Takes no lock."""
         self.requests += 1
-        self._manager.interrupt()
+        self._disturb()
         return self.requests
 
     def wait_settled(
@@ -122,6 +124,10 @@ class Reader:
         self.stopping = True
         self._backlog.release_reader()
         self.settled()
+        self._disturb()
+
+    def _disturb(self) -> None:
+        self.disturbed = True
         self._manager.interrupt()
 
     @property
@@ -152,23 +158,22 @@ class Reader:
             self._turn()
 
     def _turn(self) -> None:
+        now = time.monotonic()
+        # Notifications alone change nothing that is due, and those who wait for them wait for us.
+        if self.disturbed or now >= self._due:
+            self.disturbed = False
+            self._due = self._see_to_what_is_due(now)
+        self._manager.collect(max(self._due - now, 0.0))
+        self._looked = time.monotonic()
+        self._deliver()
+
+    def _see_to_what_is_due(self, now: float) -> float:
+        """Do it, and say when there will be more of it."""
         self._obey()
         if self.requests_seen != self.requests:
             self.requests_seen = self.requests
             for link in self.links:
                 link.reconcile()
-        seconds = self._tick(time.monotonic())
-        self._look()
-        self._manager.collect(0.0 if self.stopping else seconds)
-        self._looked = time.monotonic()
-        self._deliver()
-
-    def _obey(self) -> None:
-        while self._commands:
-            self._commands.popleft()()
-
-    def _tick(self, now: float) -> float:
-        """Do what is due, and say for how many seconds nothing is."""
         for link in self.links:
             link.tick(now, self._looked)
         if now >= self._idle_at:
@@ -177,10 +182,15 @@ class Reader:
         if now >= self._look_at:
             self.events.look_at_handlers()
             self._look_at = now + LOOK_AT_HANDLERS
+        self._look()
         if self._commands or self.stopping:
-            return 0.0
+            return now
         due = (link.next_tick(now) for link in self.links)
-        return min(self._idle_at, self._look_at, *due) - now
+        return min(self._idle_at, self._look_at, *due)
+
+    def _obey(self) -> None:
+        while self._commands:
+            self._commands.popleft()()
 
     def _deliver(self) -> None:
         """Queue what has been collected, then take up what has ended."""
@@ -190,6 +200,7 @@ class Reader:
             link.last_received = time.time()
             self._backlog.put(link, burst, link.proven_since, now_utc())
         while self._manager.garbage:
+            self.disturbed = True
             self._manager.garbage.pop().ended()
 
     def _look(self) -> None:

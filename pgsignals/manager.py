@@ -324,7 +324,7 @@ class NotificationManager:
             self._follow_members()
         for _ in range(len(self._touched)):  # not those that are touched by it
             self._follow(self._touched.popleft())
-        again = self._silent | self._more
+        again = self._silent | self._more if self._silent or self._more else ()
         for member in again:
             self._drain(member)
         if self._pairs or self._more or len(self._connections) < before:
