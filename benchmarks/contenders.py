@@ -230,15 +230,15 @@ def manager(task: Task, clock: Clock) -> None:
 
     with pgsignals.connect(task.dsn) as database:
         database.listen(*task.channels)
-        count, total, payload = 0, task.count, ""
+        count, total = 0, task.count
         clock.start()
         for event in pgsignals.NotificationManager(database):
             assert event is not None
-            for _, payload, _ in event[1]:
+            for notification in event[1]:
                 count += 1
             if count >= total:
                 break
-        clock.stop(count, payload)
+        clock.stop(count, notification.payload)
 
 
 def wait(task: Task, clock: Clock) -> None:
@@ -310,11 +310,10 @@ def reactor_batch(task: Task, clock: Clock) -> None:
     @serving.on_channel(*task.channels, batch=True)
     def handler(sender: Database, *, notifications: list[Notification]) -> None:
         nonlocal count
-        payload = None
-        for _, payload, _ in notifications:
+        for notification in notifications:
             count += 1
         if count >= total:
-            clock.stop(count, payload if len(task.channels) == 1 else None)
+            clock.stop(count, notification.payload if len(task.channels) == 1 else None)
 
     with serving:
         clock.start()

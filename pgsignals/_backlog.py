@@ -10,6 +10,7 @@ then lets them go on.
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 import time
 from collections import deque
@@ -214,19 +215,14 @@ class Backlog:
         with self.lock:
             if self.keys is not None:
                 burst = self._coalesced(source, burst, self.keys)
-            queued = 0
-            while left := len(burst) - queued:
-                room = self._room(left)
-                part = burst if room == len(burst) else burst.part(queued, queued + room)
-                segments = self._segments(source, part, since, received)
-                several = len(segments) > 1
-                self._arrivals.append(Arrival(segments, part.channels) if several else segments[0])
-                for segment in segments:
-                    lane = self._lane(source, segment.channel)
-                    lane.items.append(segment)
-                    self._advance(lane)
-                self._queued += room
-                queued += room
+            if not self._blocking:
+                self._queue(source, burst, since, received)
+            else:
+                queued = 0
+                while queued < len(burst):
+                    stop = queued + self._room()
+                    self._queue(source, burst.part(queued, stop), since, received)
+                    queued = stop
             excess = self.waiting - self._limit
             if excess > 0 and not (self._blocking or self._unbounded):
                 self._drop(min(excess, self._queued))
@@ -241,13 +237,23 @@ class Backlog:
                 fresh.append(notification)
         return Burst(fresh)
 
-    def _room(self, wanted: int) -> int:
-        """How many of *wanted* may be queued now; waits for space under the policy "block"."""
+    def _room(self) -> int:
+        """How many may be queued now under the policy "block"; waits until there is space."""
         while self._blocking and self.waiting >= self._limit:
             self.reader_waits = True
             self.on_wait()
             self._space.wait()
-        return min(wanted, self._limit - self.waiting) if self._blocking else wanted
+        return self._limit - self.waiting if self._blocking else sys.maxsize
+
+    def _queue(self, source: Source, burst: Burst, since: datetime, received: datetime) -> None:
+        self._queued += len(burst)
+        segments = self._segments(source, burst, since, received)
+        several = len(segments) > 1
+        self._arrivals.append(Arrival(segments, burst.channels) if several else segments[0])
+        for segment in segments:
+            lane = self._lane(source, segment.channel)
+            lane.items.append(segment)
+            self._advance(lane)
 
     def _segments(
         self, source: Source, burst: Burst, since: datetime, received: datetime

@@ -40,13 +40,13 @@ Transaction: TypeAlias = psycopg.Transaction
 Query: TypeAlias = psycopg.abc.Query
 Params: TypeAlias = psycopg.abc.Params
 
-#: Reads of one :meth:`Session.read`.  libpq takes about 16 kB at a time, so a burst of half a
-#: megabyte comes in one piece, and other connections still get their turn.
-READS = 32
+#: Reads of one :meth:`Session.read`.  libpq takes about 16 kB at a time, so a burst of an eighth
+#: of a megabyte comes in one piece, and other connections still get their turn.
+READS = 8
 
 #: Notifications of one read while a flood goes on.  So few are handled before they have left the
 #: processor's cache, and before the garbage collector looks at them (at 700 new objects).
-SHARE = 200
+SHARE = 300
 
 #: Notifications that are not worth the effort of making them column by column.
 FEW = 16
@@ -274,11 +274,14 @@ class Session:
         self.read_into(fresh, share)
         return fresh
 
-    def read_into(self, fresh: list[Notification] | Burst, share: int) -> None:
+    def read_into(
+        self, fresh: list[Notification] | Burst, share: int, reads: int | None = None
+    ) -> None:
         """Add to *fresh* what came along with statements, then what the socket has, without
         waiting: a burst at once, a flood in shares; :attr:`more` tells whether there may be more.
 
         :param share: notifications, while a flood goes on.
+        :param reads: of the socket; None for :data:`READS`.
 
         Never raises for a session that ends: :attr:`ended` tells, and the rest is added.
         """
@@ -292,7 +295,7 @@ class Session:
             if self._arrived:
                 self._take_arrived(fresh)
             if not self.ended:
-                self._read(fresh, share)
+                self._read(fresh, share, reads or READS)
         finally:
             lock.release()
 
@@ -300,11 +303,10 @@ class Session:
         while self._arrived:
             fresh.append(self._arrived.popleft())
 
-    def _read(self, fresh: list[Notification] | Burst, share: int) -> None:
+    def _read(self, fresh: list[Notification] | Burst, share: int, reads: int) -> None:
         if self._watchful and not self._is_open():
             return
         room = self._take_leftovers(fresh, share) if self.more else sys.maxsize
-        reads = READS
         while room > 0 and reads > 0:
             try:
                 self.pgconn.consume_input()

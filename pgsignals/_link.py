@@ -62,9 +62,12 @@ UNSENT = 0.02
 #: A round trip of the setup has this long where probing is off.
 SETUP_LIMIT = 15.0
 
-#: Notifications of a flood that are read at once: more than a manager's, as each hand-over to
-#: another thread costs as much as dozens of them.
-SHARE = 4096
+#: What is read at once, see :data:`pgsignals._driver.READS`: more than by a manager, as each
+#: hand-over to another thread costs as much as dozens of notifications.
+READS = 32
+
+#: Notifications of a flood that are read at once.
+SHARE = 8192
 
 #: Of the queue; the server itself warns from a half on.
 QUEUE_ALARM = 0.25
@@ -197,7 +200,7 @@ class Link:
         self.proven_since = self._proof.since  # before what this read may prove
         # At the end, all that is there.
         burst = Burst()
-        session.read_into(burst, sys.maxsize if self._reader.stopping else SHARE)
+        session.read_into(burst, sys.maxsize if self._reader.stopping else SHARE, READS)
         if session.may_have_canary() and PROBE_CHANNEL in burst.channels:
             self._reader.disturbed = True
             burst = Burst(one for one in burst if one.channel != PROBE_CHANNEL)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import pgsignals
-from pgsignals import Database, Gap, Notification, Reactor, _driver, _workers, on_channel
+from pgsignals import Database, Gap, Notification, Reactor, _driver, _link, _workers, on_channel
 from pgsignals._burst import Burst
 from tests.support.admin import Admin
 from tests.support.waiting import PATIENCE, Background, wait_until
@@ -791,7 +791,7 @@ def test_handlers_come_and_go_under_load_and_the_reactor_lives(
 @pytest.fixture
 def in_shares(monkeypatch: pytest.MonkeyPatch) -> None:
     """What comes after the first 16 kB is read in shares, and workers take all they may."""
-    monkeypatch.setattr(_driver, "READS", 1)
+    monkeypatch.setattr(_link, "READS", 1)
     monkeypatch.setattr(_workers, "INSTANT", 1000.0)
 
 
@@ -871,8 +871,8 @@ def test_stop_in_a_flood_drains_what_has_been_received(
     reads: list[bool] = []
     close, read = _driver.Session.close, _driver.Session.read_into
 
-    def read_and_stop(session: _driver.Session, fresh: Burst, share: int) -> None:
-        read(session, fresh, share)
+    def read_and_stop(session: _driver.Session, fresh: Burst, share: int, *rest: int) -> None:
+        read(session, fresh, share, *rest)
         if session.more:
             reads.append(True)
             if len(reads) == 5:
