@@ -237,8 +237,8 @@ def manager(task: Task, clock: Clock) -> None:
             for notification in event[1]:
                 count += 1
             if count >= total:
+                clock.stop(count, notification.payload)
                 break
-        clock.stop(count, notification.payload)
 
 
 def wait(task: Task, clock: Clock) -> None:

@@ -262,9 +262,7 @@ class Backlog:
         if not batched and not self._parallel:
             return [Segment(source, None, burst, since, received)]
         parts = burst.split(None if self._parallel else batched)
-        return [
-            Segment(source, channel, part, since, received) for channel, part in parts.items()
-        ]
+        return [Segment(source, channel, part, since, received) for channel, part in parts.items()]
 
     def _drop(self, count: int) -> None:
         while count:
@@ -444,16 +442,16 @@ class Backlog:
         """Whether another lane is ready; to be asked by a worker that has had its turn."""
         return not self._ready.empty()
 
-    def take_all(self, lane: Lane, segment: Segment) -> list[Notification]:
-        """Everything of the segment's channel that is there at once, taken."""
+    def take_batch(self, lane: Lane, segment: Segment, most: int) -> list[Notification]:
+        """What there is at once of the segment's channel, at most so many, taken."""
         with self.lock:
             taken: list[Notification] = []
             for item in lane.items:
-                if not isinstance(item, Segment):
+                if not isinstance(item, Segment) or len(taken) >= most:
                     break
                 if item.source is not segment.source or item.channel != segment.channel:
                     break
-                taken += item.take(item.waiting)
+                taken += item.take(most - len(taken))
             self._forget_keys(segment.source, taken)
             self._queued -= len(taken)
             self._make_space()

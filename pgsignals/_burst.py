@@ -50,9 +50,7 @@ class Burst:
         self.payloads.append(payload)
         self.pids.append(pid)
 
-    def extend(
-        self, channels: Iterable[str], payloads: Iterable[str], pids: Iterable[int]
-    ) -> None:
+    def extend(self, channels: Iterable[str], payloads: Iterable[str], pids: Iterable[int]) -> None:
         """Add columns of equal length."""
         self.channels += channels
         self.payloads += payloads

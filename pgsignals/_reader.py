@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
+from typing import Any
 
 from pgsignals._backlog import Backlog
 from pgsignals._driver import Session
@@ -195,6 +196,7 @@ class Reader:
     def _deliver(self) -> None:
         """Queue what has been collected, then take up what has ended."""
         while self._manager.has_pairs:
+            burst: Any  # what a link drains, not a list
             link, burst = self._manager.next_pair()
             link.received += len(burst)
             link.last_received = time.time()

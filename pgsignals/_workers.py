@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection
@@ -25,6 +26,10 @@ SLOW = 10.0
 #: A worker takes more at once while what it took before has been handled in so many seconds.
 INSTANT = 0.0001
 
+#: Notifications of a batch for a handler that is prompt, and in how many seconds it then is.
+PIECE = 400
+PROMPT = 0.001
+
 
 class Origin(Protocol):
     """A link, as the workers see it."""
@@ -43,7 +48,7 @@ class Plan:
     """Whom a notification of one channel goes to, while :data:`~pgsignals.signals.changes` has
     not counted on."""
 
-    __slots__ = ("batch", "calls", "made_at", "only")
+    __slots__ = ("batch", "calls", "made_at", "only", "piece")
 
     def __init__(self, calls: list[Call], made_at: int) -> None:
         self.calls = calls
@@ -51,6 +56,22 @@ class Plan:
         self.batch = any(call.batch for call in calls)
         plain = len(calls) == 1 and calls[0].decode is None and not self.batch
         self.only = calls[0].strong if plain else None
+        self.piece = sys.maxsize
+
+    def note_pace(self, count: int, seconds: float) -> None:
+        """A batch of so many has been handled.
+
+        A handler that takes its time gets all that is there, and is called the less; one that
+        would handle a piece of it in an instant gets such pieces, which stay in the processor's
+        cache and do not set off the garbage collector.
+        """
+        if seconds < PROMPT and seconds * PIECE < INSTANT * count:
+            self.piece = PIECE
+        else:  # or it was only interrupted: not all at once
+            self.piece = min(4 * self.piece, sys.maxsize)
+
+
+_NOBODY = Plan([], made_at=-1)
 
 
 class Workers:
@@ -113,10 +134,13 @@ class Workers:
 
     def _run_segment(self, worker: Worker, lane: Lane, segment: Segment) -> int:
         link: Any = segment.source
-        if segment.channel is not None and self._plan(link, segment.channel).batch:
-            return self._run_batch(worker, lane, segment)
+        if segment.channel is not None:
+            plan = self._plan(link, segment.channel)
+            if plan.batch:
+                return self._run_batch(worker, lane, segment, plan)
         backlog, database, sessions = self._backlog, link.database, worker.sessions
         plans = link.plans
+        plan, handler = _NOBODY, None
         handled, pace, channel = 0, 1, None
         while (run := backlog.begin(lane, segment, pace)) is not None:
             began = time.perf_counter()
@@ -143,12 +167,13 @@ class Workers:
             pace = 2 * pace if time.perf_counter() - began < INSTANT else 1
         return handled
 
-    def _run_batch(self, worker: Worker, lane: Lane, segment: Segment) -> int:
+    def _run_batch(self, worker: Worker, lane: Lane, segment: Segment, plan: Plan) -> int:
         link: Any = segment.source
-        notifications = self._backlog.take_all(lane, segment)
+        notifications = self._backlog.take_batch(lane, segment, plan.piece)
         if notifications:
-            plan = self._plan(link, notifications[0].channel)
+            began = time.perf_counter()
             self._call_each(worker, link, plan, notifications)
+            plan.note_pace(len(notifications), time.perf_counter() - began)
         return len(notifications)
 
     def _plan(self, link: Origin, channel: str) -> Plan:

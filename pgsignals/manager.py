@@ -322,8 +322,9 @@ class NotificationManager:
         before = len(self._connections)
         if self._changed:
             self._follow_members()
-        for _ in range(len(self._touched)):  # not those that are touched by it
-            self._follow(self._touched.popleft())
+        if self._touched:
+            for _ in range(len(self._touched)):  # not those that are touched by it
+                self._follow(self._touched.popleft())
         again = self._silent | self._more if self._silent or self._more else ()
         for member in again:
             self._drain(member)
@@ -342,7 +343,8 @@ class NotificationManager:
         calm, ended = False, True
         try:
             drained = member.drain()
-            notifications = drained if isinstance(drained, (list, Burst)) else list(drained)
+            ready = type(drained) is list or isinstance(drained, Burst)
+            notifications = drained if ready else list(drained)
             # Of ours; what others call so is something else.
             calm = getattr(member, "calm", None) is True
             ended = not calm and member.closed
@@ -350,12 +352,10 @@ class NotificationManager:
             logger.debug("%r cannot be drained: %s", member, exc)
         except Exception:
             logger.warning("%r cannot be drained; it goes to garbage", member, exc_info=True)
-        if not notifications:
-            pass
-        elif member in self._pairs:
-            self._pairs[member] += notifications
-        else:
-            self._pairs[member] = notifications
+        if notifications:
+            before = self._pairs.setdefault(member, notifications)
+            if before is not notifications:
+                before += notifications
         if not calm:
             self._look_at(member, ended)
         elif self._more:

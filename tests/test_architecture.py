@@ -18,7 +18,17 @@ PACKAGE = ROOT / "pgsignals"
 # A module imports from the lines above its own only.  A new module needs a place here.
 LEVELS: list[set[str]] = [
     {"_decode", "_types", "errors"},
-    {"_backoff", "_burst", "_channels", "_fork", "_handlers", "_statements", "_states", "_waker", "embedded"},
+    {
+        "_backoff",
+        "_burst",
+        "_channels",
+        "_fork",
+        "_handlers",
+        "_statements",
+        "_states",
+        "_waker",
+        "embedded",
+    },
     {"_backlog", "_driver", "manager", "signals"},
     {"database"},
     {"_control", "_workers"},

@@ -75,9 +75,7 @@ class Line:
         """Queue what arrived at once: "a1" has the channel "a"."""
         self.puts += 1
         burst = Burst(Notification(text[0], text, 1) for text in texts)
-        self.backlog.put(
-            source or self.source, burst, moment(self.puts - 1), moment(self.puts)
-        )
+        self.backlog.put(source or self.source, burst, moment(self.puts - 1), moment(self.puts))
 
     def announce(
         self,
@@ -415,7 +413,7 @@ def test_coalesce_tells_two_sources_and_two_channels_apart() -> None:
     other = Origin(line.record)
     line.put("a1")
     line.put("a1", source=other)
-    line.backlog.put(line.source, [Notification("b", "a1", 1)], moment(2), moment(3))
+    line.backlog.put(line.source, Burst([Notification("b", "a1", 1)]), moment(2), moment(3))
 
     assert line.run() == ["a1", "a1", "a1"]
 
