@@ -215,6 +215,8 @@ class Backlog:
         with self.lock:
             if self.keys is not None:
                 burst = self._coalesced(source, burst, self.keys)
+            if not burst:
+                return
             if not self._blocking:
                 self._queue(source, burst, since, received)
             else:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import pytest
@@ -821,6 +822,56 @@ def test_batch_is_what_is_there_of_its_channel() -> None:
     line.run()
 
     assert batches == [["a1", "a2", "a3"], ["a4"]]
+
+
+def batches_of(seconds: float, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many each call is given, of 5,000 that are there, when each call takes so long."""
+    line = Line(limit=100_000)
+    line.source.batches = {"a"}
+    batches: list[int] = []
+    now = 0.0
+
+    @line.channels.on_channel("a", batch=True)
+    def take(_: object, notifications: list[Notification]) -> None:
+        nonlocal now
+        now += seconds
+        batches.append(len(notifications))
+
+    monkeypatch.setattr(_workers, "time", SimpleNamespace(perf_counter=lambda: now))
+    line.put(*texts("a", range(5000)))
+    line.announce("middle")
+    line.put(*texts("a", range(5000)))
+    line.run()
+    assert sum(batches) == 10_000
+    return batches
+
+
+@pytest.mark.parametrize("seconds", [0.0011, 0.1, 10.0])
+def test_handler_that_takes_its_time_is_given_all_that_is_there(
+    seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert batches_of(seconds, monkeypatch) == [5000, 5000]
+
+
+def test_prompt_handler_is_given_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert batches_of(0.00001, monkeypatch) == [5000, *[400] * 12, 200]
+
+
+def test_piece_grows_when_handling_it_is_no_instant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as a statement of half a millisecond, whatever the number."""
+    assert batches_of(0.0005, monkeypatch) == [5000, 400, 1600, 3000]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("batched", [set(), {"a"}])
+def test_nothing_is_left_of_what_is_coalesced(workers: int, batched: set[str]) -> None:
+    line = Line(policy="coalesce", workers=workers)
+    line.source.batches = batched
+    line.put("a1", "a1")
+    line.put("a1")
+
+    assert line.run() == ["a1"]
+    assert line.backlog.waiting == 0
 
 
 # The end

@@ -258,6 +258,35 @@ def test_change_of_the_client_encoding_is_followed_between_two_reads(
     assert payloads(take(listener, 1)) == ["é"]
 
 
+def test_change_of_the_client_encoding_is_followed_on_a_new_session(
+    listener: Database, admin: Admin, channel: str
+) -> None:
+    """Also where the connection before it was in the user's hands."""
+    listener.execute("SELECT 1")
+    listener.close()
+    listener.open().listen(channel)
+    admin.notify(channel, "é")
+    assert payloads(take(listener, 1)) == ["é"]
+    listener.execute("SET client_encoding TO LATIN1")
+    admin.notify(channel, "é")
+
+    assert payloads(take(listener, 1)) == ["é"]
+
+
+def test_sessions_of_different_encodings_do_not_share_names(dsn: str, admin: Admin) -> None:
+    """The bytes of one's name are another name for the other."""
+    with pgsignals.connect(dsn) as utf8, pgsignals.connect(dsn) as latin1:
+        latin1.execute("SET client_encoding TO LATIN1")
+        for database in (utf8, latin1):
+            database.listen("é", "Ã©")
+        admin.notify("Ã©", "1")
+        admin.notify("é", "2")
+
+        for database in (utf8, latin1):
+            arrived = take(database, 2)
+            assert [one.channel for one in arrived] == ["Ã©", "é"]
+
+
 def test_wrapped_connection_keeps_its_encoding_and_is_understood(
     dsn: str, admin: Admin, channel: str
 ) -> None:
