@@ -459,7 +459,8 @@ def on_channel(
         ``TypeAdapter`` of pydantic.  A payload that it refuses goes to ``handler_failed``, not to
         the handler.
     :param batch: hand over what is there at once: ``handler(database, *, notifications)``, a
-        non-empty list of one channel; with *decode* also ``values``.
+        non-empty list of one channel; with *decode* also ``values``.  A handler that is through
+        with hundreds of them in an instant is given a flood in pieces of hundreds.
     :param weak: forget the handler when nobody else refers to it.
     :raises ChannelNameError: a name that PostgreSQL would not take unchanged.
     :raises TypeError: no names, a coroutine function, or a *decode* that cannot work.
