@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 from datetime import datetime
-from itertools import islice
+from itertools import chain, islice
 from operator import itemgetter, length_hint
 from queue import Empty, SimpleQueue
 from typing import Literal, Protocol, TypeAlias
@@ -59,14 +59,14 @@ class Drops:
 class Segment:
     """Notifications of one source that arrived at once and wait in one lane."""
 
-    __slots__ = ("_rest", "begun", "burst", "channel", "received", "since", "source")
+    __slots__ = ("_rest", "_size", "begun", "channel", "received", "since", "source")
 
     def __init__(
         self, source: Source, channel: str | None, burst: Burst, since: datetime, received: datetime
     ) -> None:
         self.source = source
         self.channel = channel
-        self.burst = burst
+        self._size = len(burst)
         self._rest = iter(burst)
         self.begun = 0  # those before it have been taken or given up
         self.since = since
@@ -75,12 +75,14 @@ class Segment:
     @property
     def waiting(self) -> int:
         """How many have not begun."""
-        return len(self.burst) - self.begun
+        return self._size - self.begun
 
     def take(self, most: int) -> list[Notification]:
         """The next ones, *most* of them if there are so many."""
         taken = list(islice(self._rest, most))
         self.begun += len(taken)
+        if self.begun == self._size:
+            self._rest = iter(())  # what has been handled must not stay in memory
         return taken
 
     def oldest(self) -> tuple[Segment, int] | None:
@@ -89,7 +91,8 @@ class Segment:
 
     def clear(self) -> None:
         """Give up those that have not begun."""
-        self.begun = len(self.burst)
+        self.begun = self._size
+        self._rest = iter(())
 
 
 class Arrival:
@@ -462,9 +465,9 @@ class Backlog:
     def begin(self, lane: Lane, segment: Segment, most: int) -> Iterator[Notification] | None:
         """The next notifications of *segment*, at most so many, for the worker that runs it.
 
-        They are the lane's ``held`` until the worker comes to them.  What is held cannot be
-        dropped any more, and an announcement comes after it; so take only what is handled in an
-        instant.
+        All but the first are the lane's ``held`` until the worker comes to them.  What is held
+        cannot be dropped any more, and an announcement comes after it; so take only what is
+        handled in an instant.
 
         :returns: None when something else is first in the lane.
         """
@@ -476,9 +479,10 @@ class Backlog:
             run = segment.take(max(1, min(most, self._run, share)))
             self._queued -= len(run)
             self._forget_keys(segment.source, run)
-            lane.held = iter(run)
+            held = lane.held = iter(run)
+            first = next(held)
             self._make_space()
-            return lane.held
+            return chain((first,), held)
 
     def _make_space(self) -> None:
         """Let a reader that waits go on; called with the lock held.
@@ -506,6 +510,7 @@ class Backlog:
                 self._busy.discard(lane)
                 self._advance(lane)
                 self._retire(lane)
+                self._make_space()
             self._one_is_done()
 
     def _put_back(self, lane: Lane, segment: Segment, held: list[Notification]) -> None:
@@ -580,10 +585,11 @@ class Backlog:
             for lane in self._lanes.values():
                 lane.items.clear()
             with contextlib.suppress(Empty):
-                while True:
-                    self._ready.get_nowait()
+                while self._ready.get_nowait() is not None:
                     self._one_is_done()
             self._lanes.clear()
             self._arrivals.clear()
             self._announced.clear()
+            if self._ending and not self._undone:
+                self._ready.put(None)
             return left

@@ -229,6 +229,8 @@ class Session:
         relname, pid, extra = notify
         first = not self._arrived
         self._arrived.append(Notification(self._names[relname], self._text(extra), pid))
+        if relname == _PROBE:  # again, as the hint must not be older than what it tells of
+            self._names.latest_canary = object()
         if first and self._on_arrival and (tell := self._on_arrival()) is not None:
             tell()
 
@@ -335,7 +337,9 @@ class Session:
             if self.ended:
                 self._take_notifies(fresh, sys.maxsize)
                 self.more = False
-            self._watchful = self._shared or self._submitted or self.ended
+            self._watchful = self._submitted or self.ended
+            if self._shared:  # asked last, as share() may come from another thread
+                self._watchful = True
 
     def _is_open(self) -> bool:
         try:

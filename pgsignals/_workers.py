@@ -197,7 +197,7 @@ class Workers:
     def _call_each(
         self, worker: Worker, link: Origin, plan: Plan, notifications: list[Notification]
     ) -> None:
-        seen = changes.count
+        seen = plan.made_at
         for call in plan.calls:
             parts: list[Any] = [notifications] if call.batch else notifications
             for part in parts:

@@ -15,7 +15,7 @@ from pgsignals._driver import SHARE, Session
 from pgsignals._fork import Birth
 from pgsignals._types import Notification
 from pgsignals.errors import ClosedError, ConnectionLostError, ConnectionStateError, Error
-from pgsignals.manager import NotificationManager, check_timeout
+from pgsignals.manager import NotificationManager, calm_types, check_timeout
 
 T = TypeVar("T")
 
@@ -514,6 +514,9 @@ class Database:
     def _closed(self) -> ClosedError:
         why = f" ({self._lost})" if self._lost else ""
         return ClosedError(f"{self.name} is closed{why}; call open() for a new session")
+
+
+calm_types.add(Database)
 
 
 def send(session: Session, items: list[tuple[str, str]]) -> int:

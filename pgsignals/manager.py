@@ -29,6 +29,11 @@ _LONGEST_WAIT = 86_400.0
 _POLL_MOST = 1 << 20
 
 
+#: Types, not their subclasses, whose ``calm`` tells that the last ``drain()`` has met neither the
+#: end nor more than it took; of other members ``closed`` and ``more`` are asked each time.
+calm_types: set[type[Any]] = set()
+
+
 class Member(Protocol):
     """What a manager can watch: a :class:`~pgsignals.Database`, or anything of this shape."""
 
@@ -345,8 +350,7 @@ class NotificationManager:
             drained = member.drain()
             ready = type(drained) is list or isinstance(drained, Burst)
             notifications = drained if ready else list(drained)
-            # Of ours; what others call so is something else.
-            calm = getattr(member, "calm", None) is True
+            calm = type(member) in calm_types and member.calm
             ended = not calm and member.closed
         except Error as exc:
             logger.debug("%r cannot be drained: %s", member, exc)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import gc
 import random
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Collection, Iterable
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -803,6 +805,75 @@ def test_announcement_that_fails_does_not_end_the_worker() -> None:
     assert line.run() == ["a1"]
 
 
+# What is kept
+
+
+class Payload(str):
+    """A text that can be referred to weakly."""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("batched", [set(), {"a"}])
+@pytest.mark.parametrize("policy", ["drop_oldest", "coalesce", "block"])
+def test_what_has_been_handled_does_not_stay(
+    policy: Policy, batched: set[str], workers: int
+) -> None:
+    line = Line(policy=policy, workers=workers)
+    line.source.batches = batched
+    line.record = []
+    line.any_channel.disconnect(line._handle)
+    payloads = [Payload(number) for number in range(100)]
+    refs = [weakref.ref(payload) for payload in payloads]
+    burst = Burst(Notification("a", payload, 1) for payload in payloads)
+    line.backlog.put(line.source, burst, moment(0), moment(1))
+    del payloads, burst
+    line.run()
+    gc.collect()
+
+    assert [ref() for ref in refs if ref() is not None] == []
+
+
+@pytest.mark.parametrize("work", [0, 3])
+def test_end_before_giving_up_ends_all_the_same(work: int) -> None:
+    line = Line(workers=2)
+    line.put(*texts("a", range(work)))
+    line.backlog.end()
+
+    assert line.backlog.give_up() == work
+    assert line.run() == []
+
+
+def test_end_while_something_runs_ends_the_workers() -> None:
+    line = Line()
+    line.put("a1")
+    stop = Stop(line, "a1")
+    line.start()
+    stop.reach()
+    line.backlog.end()
+    stop.go_on()
+    for thread in line.workers.threads:
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+
+
+def test_reader_that_waits_goes_on_after_a_worker_has_failed_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    line = Line(limit=1, policy="block")
+
+    def fail(*_: object) -> None:
+        raise ValueError
+
+    monkeypatch.setattr(line.workers, "_fail", fail)
+    line.during = fail
+    line.start()
+    for number in range(20):
+        line.put(f"a{number}")
+    line.finish()
+
+    assert line.backlog.waiting == 0
+
+
 # Batches
 
 
@@ -822,6 +893,30 @@ def test_batch_is_what_is_there_of_its_channel() -> None:
     line.run()
 
     assert batches == [["a1", "a2", "a3"], ["a4"]]
+
+
+def test_batch_handler_that_has_just_been_disconnected_is_not_called(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    line = Line()
+    line.source.batches = {"a"}
+    batches = []
+
+    @line.channels.on_channel("a", batch=True)
+    def take(_: object, notifications: list[Notification]) -> None:
+        batches.append(notifications)
+
+    take_batch = line.backlog.take_batch
+
+    def disconnect_and_take(*arguments: Any) -> list[Notification]:
+        line.channels.channel("a").disconnect(take)
+        return take_batch(*arguments)
+
+    monkeypatch.setattr(line.backlog, "take_batch", disconnect_and_take)
+    line.put("a1")
+    line.run()
+
+    assert batches == []
 
 
 def batches_of(seconds: float, monkeypatch: pytest.MonkeyPatch) -> list[int]:

@@ -1699,3 +1699,41 @@ def test_waker_that_is_closed_ignores_wakes() -> None:
     waker.wake()
     waker.clear()
     waker.close()
+
+
+def test_subclass_says_itself_that_it_has_ended(dsn: str, channel: str, admin: Admin) -> None:
+    class Closing(Database):
+        @property
+        def closed(self) -> bool:
+            return True
+
+    with Closing(dsn) as database:
+        manager = NotificationManager(database)
+        assert list(manager) == []
+        assert manager.garbage == {database}
+
+
+def test_after_a_flood_nobody_is_asked_again_and_again(
+    listener: Database, admin: Admin, channel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_driver, "READS", 1)
+    drains = 0
+    drain = Database.drain
+
+    def counting(database: Database) -> list[Notification]:
+        nonlocal drains
+        drains += 1
+        return drain(database)
+
+    admin.flood(channel, 20_000)
+    manager = NotificationManager(listener)
+    got = 0
+    while got < 20_000:
+        event = next(manager)
+        assert event is not None
+        got += len(event[1])
+    monkeypatch.setattr(Database, "drain", counting)
+    manager.settimeout(0.2)
+
+    assert next(manager) is None
+    assert drains < 10
