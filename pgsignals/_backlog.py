@@ -510,7 +510,6 @@ class Backlog:
                 self._busy.discard(lane)
                 self._advance(lane)
                 self._retire(lane)
-                self._make_space()
             self._one_is_done()
 
     def _put_back(self, lane: Lane, segment: Segment, held: list[Notification]) -> None:
