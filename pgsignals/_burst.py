@@ -9,12 +9,13 @@ from typing import Any
 
 from pgsignals._types import Notification
 
-_named = tuple.__new__  # what Notification() does, without a call into Python
+#: ``make(Notification, triple)`` is what ``Notification()`` does, without a call into Python.
+make = tuple.__new__
 
 
 def named(rows: Iterable[tuple[str, str, int]]) -> Iterator[Notification]:
     """Make notifications of triples; the loop is C's."""
-    return map(_named, repeat(Notification), rows)
+    return map(make, repeat(Notification), rows)
 
 
 class Burst:

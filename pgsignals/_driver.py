@@ -23,7 +23,7 @@ import psycopg
 from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict
 
-from pgsignals._burst import Burst, named
+from pgsignals._burst import Burst, make, named
 from pgsignals._channels import PROBE_CHANNEL
 from pgsignals._types import Notification
 from pgsignals.errors import (
@@ -48,7 +48,7 @@ READS = 8
 #: processor's cache, and before the garbage collector looks at them (at 700 new objects).
 SHARE = 300
 
-#: Notifications that are not worth the effort of making them column by column.
+#: So many notifications are made one by one; columns are a gain for what libpq holds beyond.
 FEW = 16
 
 #: Notifications that are taken from libpq at once: few enough not to set off the garbage
@@ -70,8 +70,6 @@ _PROBE = PROBE_CHANNEL.encode()
 _BYTES_AS_TEXT = "surrogateescape"
 
 _BAD = pq.ConnStatus.BAD
-
-_named = tuple.__new__  # what Notification() does, without a call into Python
 
 _PSYCOPG_KEYWORDS = {"prepare_threshold", "context", "row_factory", "cursor_factory"}
 
@@ -365,7 +363,7 @@ class Session:
                 return taken, size >= SMALL
             relname, pid, extra = notify
             text = str(extra, names.encoding, _BYTES_AS_TEXT)
-            fresh.append(_named(Notification, (names[relname], text, pid)))
+            fresh.append(make(Notification, (names[relname], text, pid)))
             size += len(extra)
             taken += 1
         while raw := list(islice(iter(notifies, None), min(most - taken, CHUNK))):

@@ -160,7 +160,7 @@ class Reader:
 
     def _turn(self) -> None:
         now = time.monotonic()
-        # Notifications alone change nothing that is due, and those who wait for them wait for us.
+        # Notifications alone change nothing that is due.
         if self.disturbed or now >= self._due:
             self.disturbed = False
             self._due = self._see_to_what_is_due(now)
