@@ -32,6 +32,7 @@ class Control:
         self._on_use = on_use
         self._lock = threading.Lock()
         self._session: Session | None = None
+        self.notified = 0.0  # when the last notify() was done, as time.monotonic()
         self._used = 0.0
         self._asked: float | None = None
         self._doubted = False
@@ -43,7 +44,11 @@ class Control:
         :raises ConnectError: no connection can be made.
         :raises ConnectionLostError: it ended meanwhile; whether the items count is unknown.
         """
-        return self._run(lambda session: send(session, items)) if items else 0
+        if not items:
+            return 0
+        issued = self._run(lambda session: send(session, items))
+        self.notified = time.monotonic()
+        return issued
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
         """The rows of *sql*; blocks and raises as :meth:`notify`."""
@@ -64,7 +69,7 @@ class Control:
 
     def canary(self) -> None:
         """Notify the probe channel; raises as :meth:`notify`."""
-        self.notify([(PROBE_CHANNEL, "")])
+        self._run(lambda session: send(session, [(PROBE_CHANNEL, "")]))
 
     def _open_session(self) -> Session:
         if (session := self._session) is not None:

@@ -222,7 +222,7 @@ class Life:
 
     def _end(self) -> None:
         was_running = self.running
-        self.reader.finish(self._borrowed)
+        self.reader.finish(self._borrowed, lambda: self._deadline)
         drained = self.backlog.join(lambda: self._deadline)
         if not drained:
             self._clean = False

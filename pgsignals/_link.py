@@ -160,7 +160,8 @@ class Link:
         self._collected: deque[Notification] = deque()
         self._then: Callable[[list[Result]], None] | None = None
         self._answer_by: float | None = None
-        self._asked = 0.0
+        self._asked = 0.0  # when, as time.monotonic()
+        self._fetched = 0.0  # what had been committed by then has been delivered
         self._behind_pooler = False
         self._reason: Reason = "ended"
         self._why: str | None = None
@@ -385,6 +386,7 @@ class Link:
 
     def _answered(self, results: list[Result]) -> None:
         then, self._then, self._answer_by = self._then, None, None
+        self._fetched = self._asked
         refused = next((result for result in results if result.sqlstate), None)
         if refused is not None:
             self._refuse(refused)
@@ -724,6 +726,24 @@ class Link:
         self.fail("deaf", "it answers, but a canary did not arrive in time")
 
     # -- the end ---------------------------------------------------------------------------------
+
+    def fetch_own(self) -> bool:
+        """Have the server send what we have notified, which it does before it answers.
+
+        :returns: whether that answer is awaited.
+        """
+        notified = self.control.notified
+        if self.state is not State.LISTENING or self.closed or notified < self._fetched:
+            return False
+        if self._then is None:
+            self._submit(ROUND_TRIP, lambda _: None)
+        elif notified >= self._asked:  # what is awaited may be on its way already
+
+            def again(_: list[Result]) -> None:
+                self.fetch_own()
+
+            self._then = again
+        return True
 
     def stop(self, *, give_back: bool = False) -> None:
         """Close the session, or leave it to its owner."""

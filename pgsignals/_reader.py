@@ -23,8 +23,9 @@ from pgsignals.manager import NotificationManager
 
 logger = logging.getLogger(__name__)
 
-#: How long a session that is given back may take to forget our LISTENs, in seconds.
-GIVING_BACK = 1.0
+#: How long a server may take at the end to send what we have notified, and to forget our LISTENs
+#: on a session that is given back, in seconds.
+LAST_ANSWERS = 1.0
 
 #: Seconds between two looks for slow handlers.
 LOOK_AT_HANDLERS = 5.0
@@ -218,19 +219,31 @@ class Reader:
         if failed and all(link.state is State.STOPPED for link in self.links):
             self.stopping = True
 
-    def finish(self, give_back: Collection[Database]) -> None:
-        """Queue what is there, and close every session save those to be given back."""
+    def finish(
+        self, give_back: Collection[Database], deadline: Callable[[], float | None]
+    ) -> None:
+        """Queue what is there, and close every session save those to be given back.
+
+        :param deadline: as of :meth:`Backlog.join`; giving back does not keep to it.
+        """
         self._manager.collect(0)
         self._deliver()
         staying = [link for link in self.links if link.database in give_back and not link.closed]
+        others = [link for link in self.links if link not in staying]
         for link in staying:
-            link.give_back()
-        deadline = time.monotonic() + GIVING_BACK
-        while any(link.waits_for_answer for link in staying):
-            left = deadline - time.monotonic()
-            if left <= 0:
+            link.give_back()  # an answer that fetches, too
+        fetching = [link for link in others if link.fetch_own()]
+        last = time.monotonic() + LAST_ANSWERS
+        while True:
+            now, by = time.monotonic(), deadline()
+            by = last if by is None else min(by, last)
+            if now < by and any(link.waits_for_answer for link in fetching):
+                until = by
+            elif now < last and any(link.waits_for_answer for link in staying):
+                until = last
+            else:
                 break
-            self._manager.collect(left)
+            self._manager.collect(until - now)
             self._deliver()
         for link in self.links:
             link.stop(give_back=link in staying and not link.waits_for_answer)

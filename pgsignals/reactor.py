@@ -202,8 +202,9 @@ class Reactor:
     def stop(self, timeout: float | None = None) -> bool:
         """Stop reading, run the handlers of what has been received, and close the sessions.
 
-        Does nothing on a stopped reactor.  From a handler it returns at once and the stop goes
-        on.  In a forked child it forgets the sockets.
+        What :meth:`notify` has issued before counts as received; a server may take a second to
+        send it.  Does nothing on a stopped reactor.  From a handler it returns at once and the
+        stop goes on.  In a forked child it forgets the sockets.
 
         :param timeout: seconds for the handlers; None for no limit.
         :returns: False when the time ran out: what was left is counted, and the handler that is

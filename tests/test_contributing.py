@@ -64,6 +64,7 @@ def test_targets_are_phony_and_phony_ones_are_targets() -> None:
 # CONTRIBUTING.md
 
 
+@pytest.mark.timeout(300)  # it collects the tests for each of them
 def test_commands_exist() -> None:
     found = commands(ROOT / "CONTRIBUTING.md")
 

@@ -28,7 +28,7 @@ from pgsignals import (
     on_channel,
 )
 from pgsignals.testing import Proxy, kill_listener
-from tests.support.admin import Admin
+from tests.support.admin import Admin, stopped
 from tests.support.arrivals import Connect
 from tests.support.values import BAD_NAMES, NO_TEXT
 from tests.support.waiting import AT_ONCE, PATIENCE, Background, wait_until
@@ -385,6 +385,46 @@ def test_stop_drains_what_has_been_received(dsn: str, channel: str) -> None:
         assert stopping.result()
 
     assert arrived == [str(number) for number in range(1000)]
+
+
+def state_of(reactor: Reactor) -> str:
+    return reactor.status().databases[0].state
+
+
+def of_slow_server(reactor: Reactor, name: str, timeout: float | None) -> list[str]:
+    """The payloads that arrive where a reactor notifies and stops at once, while the server
+    process of its listening session stands still."""
+    arrived = collect(reactor, name)
+
+    @reactor.on_channel(f"{name} stop")
+    def stop(database: Database, notification: Notification) -> None:
+        assert database.backend_id is not None
+        with stopped(database.backend_id):
+            reactor.notify(**{name: notification.payload})
+            reactor.stop(timeout)
+            waited = time.monotonic() + 0.2
+            wait_until(lambda: state_of(reactor) == "stopped" or time.monotonic() > waited)
+
+    reactor.start()
+    reactor.notify((f"{name} stop", "the last one"))
+    assert reactor.join(AT_ONCE)
+    return arrived
+
+
+def test_stop_hears_what_the_reactor_has_notified(dsn: str, channel: str) -> None:
+    assert of_slow_server(Reactor(dsn), channel, None) == ["the last one"]
+
+
+def test_stop_hears_what_the_reactor_has_notified_on_an_open_database(
+    dsn: str, channel: str
+) -> None:
+    with Database(dsn) as db:
+        assert of_slow_server(Reactor(db), channel, None) == ["the last one"]
+        assert not list(db.listening_channels())
+
+
+def test_stop_without_time_does_not_ask_what_has_been_notified(dsn: str, channel: str) -> None:
+    assert of_slow_server(Reactor(dsn), channel, 0) == []
 
 
 def test_stop_whose_time_runs_out_counts_and_names(
