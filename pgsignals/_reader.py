@@ -219,9 +219,7 @@ class Reader:
         if failed and all(link.state is State.STOPPED for link in self.links):
             self.stopping = True
 
-    def finish(
-        self, give_back: Collection[Database], deadline: Callable[[], float | None]
-    ) -> None:
+    def finish(self, give_back: Collection[Database], deadline: Callable[[], float | None]) -> None:
         """Queue what is there, and close every session save those to be given back.
 
         :param deadline: as of :meth:`Backlog.join`; giving back does not keep to it.
