@@ -21,7 +21,7 @@ from operator import itemgetter, length_hint
 from queue import Empty, SimpleQueue
 from typing import Literal, Protocol, TypeAlias
 
-from pgsignals._burst import Burst
+from pgsignals._burst import Burst, Part
 from pgsignals._types import Notification
 
 Policy: TypeAlias = Literal["drop_oldest", "coalesce", "block"]
@@ -62,12 +62,17 @@ class Segment:
     __slots__ = ("_rest", "_size", "begun", "channel", "received", "since", "source")
 
     def __init__(
-        self, source: Source, channel: str | None, burst: Burst, since: datetime, received: datetime
+        self,
+        source: Source,
+        channel: str | None,
+        burst: Burst | Part,
+        since: datetime,
+        received: datetime,
     ) -> None:
         self.source = source
         self.channel = channel
         self._size = len(burst)
-        self._rest = iter(burst)
+        self._rest: Iterable[Notification] = burst
         self.begun = 0  # those before it have been taken or given up
         self.since = since
         self.received = received
@@ -79,10 +84,12 @@ class Segment:
 
     def take(self, most: int) -> list[Notification]:
         """The next ones, *most* of them if there are so many."""
+        if not self.begun:
+            self._rest = iter(self._rest)
         taken = list(islice(self._rest, most))
         self.begun += len(taken)
         if self.begun == self._size:
-            self._rest = iter(())  # what has been handled must not stay in memory
+            self._rest = ()  # what has been handled must not stay in memory
         return taken
 
     def oldest(self) -> tuple[Segment, int] | None:
@@ -92,29 +99,30 @@ class Segment:
     def clear(self) -> None:
         """Give up those that have not begun."""
         self.begun = self._size
-        self._rest = iter(())
+        self._rest = ()
 
 
 class Arrival:
     """What was put at once in several segments, and the order over them."""
 
-    __slots__ = ("_channels", "_passed", "_segments")
+    __slots__ = ("_at", "_channels", "_passed", "_segments")
 
-    def __init__(self, segments: list[Segment], channels: Iterable[str]) -> None:
+    def __init__(self, segments: list[Segment], channels: list[str]) -> None:
         self._segments = {segment.channel: segment for segment in segments}
-        self._channels = deque(channels)
+        self._channels = channels
+        self._at = 0
         self._passed = dict.fromkeys(self._segments, 0)  # how many are no more in the order
 
     def oldest(self) -> tuple[Segment, int] | None:
         """The segment with the oldest notification that waits, and for how many that holds."""
-        while self._channels:
-            channel: str | None = self._channels[0]
+        while self._at < len(self._channels):
+            channel: str | None = self._channels[self._at]
             if channel not in self._segments:
                 channel = None
             segment = self._segments[channel]
             if segment.begun <= self._passed[channel] and segment.waiting:
                 return segment, 1
-            self._channels.popleft()  # it has been taken
+            self._at += 1  # it has been taken
             self._passed[channel] += 1
         return None
 
@@ -255,9 +263,14 @@ class Backlog:
         segments = self._segments(source, burst, since, received)
         several = len(segments) > 1
         self._arrivals.append(Arrival(segments, burst.channels) if several else segments[0])
-        for segment in segments:
-            lane = self._lane(source, segment.channel)
-            lane.items.append(segment)
+        if self._parallel:
+            for segment in segments:
+                lane = self._lane(source, segment.channel)
+                lane.items.append(segment)
+                self._advance(lane)
+        else:
+            lane = self._lane(source, None)
+            lane.items += segments
             self._advance(lane)
 
     def _segments(
@@ -433,15 +446,20 @@ class Backlog:
             first.queued = False  # another lane has joined it since
             return None
         first.queued = False
-        items = first.items
-        while items and isinstance(items[0], Segment) and not items[0].waiting:
-            items.popleft()
-        if not items or isinstance(items[0], Announcement):
+        if (segment := self._first_segment(first)) is None:
             self._advance(first)
             return None
         first.busy = True
         self._busy.add(first)
-        return first, items[0]
+        return first, segment
+
+    def _first_segment(self, lane: Lane) -> Segment | None:
+        items = lane.items
+        while items and isinstance(first := items[0], Segment):
+            if first.waiting:
+                return first
+            items.popleft()
+        return None
 
     def has_other_work(self) -> bool:
         """Whether another lane is ready; to be asked by a worker that has had its turn."""
@@ -493,10 +511,11 @@ class Backlog:
             self.reader_waits = False
             self._space.notify()
 
-    def done(self, task: Task, dispatched: int = 0) -> None:
+    def done(self, task: Task, dispatched: int = 0) -> Task | None:
         """What :meth:`take` gave has been run.
 
         :param dispatched: notifications that were handled.
+        :returns: what the same worker is to go on with: the rest of its lane, unless others wait.
         """
         with self.lock:
             if isinstance(task, Announcement):
@@ -506,11 +525,15 @@ class Backlog:
                 segment.source.dispatched += dispatched
                 if held := list(lane.held):  # the worker itself has failed
                     self._put_back(lane, segment, held)
+                following = self._first_segment(lane)
+                if following is not None and self._ready.empty():
+                    return lane, following
                 lane.busy = False
                 self._busy.discard(lane)
                 self._advance(lane)
                 self._retire(lane)
             self._one_is_done()
+            return None
 
     def _put_back(self, lane: Lane, segment: Segment, held: list[Notification]) -> None:
         since, received = segment.since, segment.received

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
-from itertools import repeat
+from itertools import islice, repeat
 from typing import Any
 
 from pgsignals._types import Notification
@@ -63,8 +63,8 @@ class Burst:
         part.extend(self.channels[start:stop], self.payloads[start:stop], self.pids[start:stop])
         return part
 
-    def split(self, apart: Collection[str] | None) -> dict[str | None, Burst]:
-        """One burst for each channel of *apart*, and one for the rest, whose key is None.
+    def split(self, apart: Collection[str] | None) -> dict[str | None, Burst | Part]:
+        """A part for each channel of *apart*, and a burst of the rest, whose key is None.
 
         :param apart: None for every channel.
         """
@@ -74,15 +74,36 @@ class Burst:
         payloads = _by_lane(self.channels, self.payloads, apart)
         sender = self.pids[0] if self.pids.count(self.pids[0]) == len(self) else None
         pids = {} if sender is not None else _by_lane(self.channels, self.pids, apart)
-        parts: dict[str | None, Burst] = {}
+        parts: dict[str | None, Burst | Part] = {}
         for lane, column in payloads.items():
-            if lane is None:
-                channels = [name for name in self.channels if name not in (apart or ())]
-            else:
-                channels = [lane] * len(column)
-            part = parts[lane] = Burst()
-            part.extend(channels, column, pids.get(lane) or [sender] * len(column))
+            senders = repeat(sender) if sender is not None else pids[lane]
+            if lane is not None:
+                parts[lane] = Part(lane, column, senders)
+                continue
+            rest = parts[lane] = Burst()
+            channels = (name for name in self.channels if name not in (apart or ()))
+            rest.extend(channels, column, islice(senders, len(column)))
         return parts
+
+
+class Part:
+    """Notifications of one channel, parted from the others of a burst.
+
+    :param pids: theirs, or more.
+    """
+
+    __slots__ = ("_channel", "_payloads", "_pids")
+
+    def __init__(self, channel: str, payloads: list[str], pids: Iterable[int]) -> None:
+        self._channel = channel
+        self._payloads = payloads
+        self._pids = pids
+
+    def __len__(self) -> int:
+        return len(self._payloads)
+
+    def __iter__(self) -> Iterator[Notification]:
+        return named(zip(repeat(self._channel), self._payloads, self._pids))  # noqa: B905 - or more
 
 
 class _Column(dict[str, list[Any]]):

@@ -48,14 +48,15 @@ class Plan:
     """Whom a notification of one channel goes to, while :data:`~pgsignals.signals.changes` has
     not counted on."""
 
-    __slots__ = ("batch", "calls", "made_at", "only", "piece")
+    __slots__ = ("batch", "calls", "made_at", "only", "only_batch", "piece")
 
     def __init__(self, calls: list[Call], made_at: int) -> None:
         self.calls = calls
         self.made_at = made_at
         self.batch = any(call.batch for call in calls)
-        plain = len(calls) == 1 and calls[0].decode is None and not self.batch
-        self.only = calls[0].strong if plain else None
+        only = calls[0].strong if len(calls) == 1 and calls[0].decode is None else None
+        self.only = None if self.batch else only
+        self.only_batch = only if self.batch else None
         self.piece = sys.maxsize
 
     def note_pace(self, count: int, seconds: float) -> None:
@@ -119,7 +120,8 @@ class Workers:
     def run(self, worker: Worker) -> None:
         """Run tasks until there will be none."""
         backlog = self._backlog
-        while (task := backlog.take()) is not None:
+        task = backlog.take()
+        while task is not None:
             handled = 0
             try:
                 if isinstance(task, Announcement):
@@ -128,9 +130,8 @@ class Workers:
                     handled = self._run_segment(worker, *task)
             except BaseException:
                 logger.critical("pgsignals itself has failed on a worker", exc_info=True)
-            finally:
-                worker.handler = None
-                backlog.done(task, handled)
+            worker.handler = None
+            task = backlog.done(task, handled) or backlog.take()
 
     def _run_segment(self, worker: Worker, lane: Lane, segment: Segment) -> int:
         link: Any = segment.source
@@ -172,7 +173,16 @@ class Workers:
         notifications = self._backlog.take_batch(lane, segment, plan.piece)
         if notifications:
             began = time.perf_counter()
-            self._call_each(worker, link, plan, notifications)
+            if (handler := plan.only_batch) is not None and changes.count == plan.made_at:
+                worker.handler, worker.at = handler, notifications
+                try:
+                    handler(link.database, notifications=notifications[:])
+                except BaseException as exc:
+                    self._fail(link, notifications, handler, exc)
+                if worker.sessions:
+                    worker.end_transactions()
+            else:
+                self._call_each(worker, link, plan, notifications)
             plan.note_pace(len(notifications), time.perf_counter() - began)
         return len(notifications)
 

@@ -245,6 +245,33 @@ def test_long_lane_lets_a_short_one_have_a_turn() -> None:
     assert line.told.index("b0") < line.told.index("a4999")
 
 
+def test_lane_of_many_arrivals_lets_a_short_one_have_a_turn() -> None:
+    line = Line(workers=2)
+    gate = threading.Event()
+    line.during = lambda one: one.payload == "z0" and gate.wait(PATIENCE)
+    line.put("z0")  # keeps one of the two workers
+    for text in texts("a", range(100)):
+        line.put(text)
+    line.put("b0")
+    line.start()
+    wait_until(lambda: "a99" in line.told)
+    gate.set()
+    line.finish()
+
+    assert line.told.index("b0") < line.told.index("a1")
+
+
+def test_worker_goes_on_with_its_lane_up_to_an_announcement() -> None:
+    line = Line()
+    line.put("a1")
+    line.put("b1")
+    line.announce("gap")
+    line.put("a2")
+    line.put("b2")
+
+    assert line.run() == ["a1", "b1", "gap", "a2", "b2"]
+
+
 def test_what_was_run_is_counted() -> None:
     line = Line()
     line.put("a1", "a2", "b1")
@@ -895,11 +922,14 @@ def test_batch_is_what_is_there_of_its_channel() -> None:
     assert batches == [["a1", "a2", "a3"], ["a4"]]
 
 
+@pytest.mark.parametrize("alone", [False, True])
 def test_batch_handler_that_has_just_been_disconnected_is_not_called(
-    monkeypatch: pytest.MonkeyPatch,
+    alone: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line = Line()
     line.source.batches = {"a"}
+    if alone:
+        line.any_channel.disconnect(line._handle)
     batches = []
 
     @line.channels.on_channel("a", batch=True)
