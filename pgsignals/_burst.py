@@ -103,7 +103,7 @@ class Part:
         return len(self._payloads)
 
     def __iter__(self) -> Iterator[Notification]:
-        return named(zip(repeat(self._channel), self._payloads, self._pids))  # noqa: B905 - or more
+        return named(zip(repeat(self._channel), self._payloads, self._pids))
 
 
 class _Column(dict[str, list[Any]]):

@@ -400,7 +400,7 @@ def of_slow_server(reactor: Reactor, name: str, timeout: float | None) -> list[s
     def stop(database: Database, notification: Notification) -> None:
         assert database.backend_id is not None
         with stopped(database.backend_id):
-            reactor.notify(**{name: notification.payload})
+            reactor.notify((name, notification.payload))
             reactor.stop(timeout)
             waited = time.monotonic() + 0.2
             wait_until(lambda: state_of(reactor) == "stopped" or time.monotonic() > waited)
