@@ -29,7 +29,7 @@ from typing import Any
 from benchmarks import goals, scale
 from benchmarks.goals import PEERS, Options
 from benchmarks.results import Table, Verdict
-from benchmarks.rig import BenchmarkError, Rig
+from benchmarks.rig import BenchmarkError, Rig, say
 from pgsignals.embedded import EmbeddedError
 
 BENCHMARKS = {**goals.BENCHMARKS, **scale.BENCHMARKS}
@@ -43,11 +43,6 @@ DISTRIBUTIONS = (
     "asyncpg",
     "py-postgresql",
 )
-
-
-def say(text: str = "") -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
 
 
 def about(rig: Rig, options: Options) -> dict[str, Any]:

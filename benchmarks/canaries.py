@@ -33,6 +33,7 @@ from unittest import mock
 
 import psycopg
 
+from benchmarks.rig import BenchmarkError, say
 from pgsignals import Reactor, _link, _reader
 from pgsignals._channels import PROBE_CHANNEL
 from pgsignals.embedded import EmbeddedError, Postgres
@@ -54,11 +55,6 @@ STARTED_AT_ONCE = 8
 PATIENCE = 120.0
 
 TICKS = os.sysconf("SC_CLK_TCK")
-
-
-def say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
 
 
 # -- the other ways than the library's -------------------------------------------------------------
@@ -137,7 +133,7 @@ def reactors(dsn: str, way: str, options: argparse.Namespace) -> Iterator[Fleet]
             fleet.pipes.append(ours)
         for pipe in fleet.pipes:
             if not pipe.poll(PATIENCE):
-                raise EmbeddedError("the reactors did not start in time")
+                raise BenchmarkError("the reactors did not start in time")
             pipe.recv()
         yield fleet
     finally:
@@ -296,5 +292,5 @@ def main(arguments: list[str] | None = None) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except EmbeddedError as error:
+    except (BenchmarkError, EmbeddedError) as error:
         sys.exit(str(error))

@@ -31,7 +31,6 @@ import sys
 import threading
 import time
 from array import array
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -39,6 +38,7 @@ from typing import Any
 
 import psycopg
 
+from benchmarks.rig import BenchmarkError, say, wait_for
 from pgsignals import Database, Gap, Notification, Reactor
 from pgsignals.embedded import EmbeddedError, Postgres
 
@@ -58,19 +58,6 @@ BEFORE = 10
 
 #: Seconds for what must happen soon.
 PATIENCE = 60.0
-
-
-def say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
-
-
-def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise EmbeddedError(f"{what} did not happen within {seconds:.0f} s")
-        time.sleep(0.02)
 
 
 # -- figures ---------------------------------------------------------------------------------------
@@ -182,7 +169,7 @@ def listen(
         before = memory("VmRSS")
         pipe.send(None)
         began, sent, statements = pipe.recv()
-        with contextlib.suppress(EmbeddedError):  # what is missing is among the figures
+        with contextlib.suppress(BenchmarkError):  # what is missing is among the figures
             wait_for(lambda: handled() + dropped() == sent, PATIENCE, "the rest")
     during = [
         [latency for sent_at, latency in each if began <= sent_at < ended]
@@ -251,7 +238,7 @@ def measure(dsns: list[str], workers: int, options: argparse.Namespace) -> Figur
 
 def receive(pipe: Connection, seconds: float, what: str) -> Any:
     if not pipe.poll(seconds):
-        raise EmbeddedError(f"{what} did not come in time")
+        raise BenchmarkError(f"{what} did not come in time")
     return pipe.recv()
 
 
@@ -325,5 +312,5 @@ def main(arguments: list[str] | None = None) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except EmbeddedError as error:
+    except (BenchmarkError, EmbeddedError) as error:
         sys.exit(str(error))

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,6 +28,24 @@ PATIENCE = 120.0
 
 class BenchmarkError(Exception):
     """A contender failed, or did not receive what was sent."""
+
+
+def say(text: str = "") -> None:
+    """Tell whoever watches."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    """Wait until *condition* holds.
+
+    :raises BenchmarkError: it does not come to hold in so many seconds.
+    """
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise BenchmarkError(f"{what} did not happen within {seconds:.0f} s")
+        time.sleep(0.02)
 
 
 class Rig:

@@ -37,6 +37,7 @@ from typing import Any
 
 import psycopg
 
+from benchmarks.rig import say
 from pgsignals import Database, Gap, Notification, Reactor
 from pgsignals.embedded import EmbeddedError, Postgres
 from pgsignals.testing import DIRECTIONS, Proxy
@@ -54,11 +55,6 @@ FDS_NOISE = 2
 
 #: Of this many objects a cache may grow.
 OBJECTS_NOISE = 3_000
-
-
-def say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
 
 
 class Writer:

@@ -30,7 +30,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -38,6 +38,7 @@ from typing import Any
 
 import psycopg
 
+from benchmarks.rig import BenchmarkError, say, wait_for
 from pgsignals import Database, Reactor
 from pgsignals.embedded import EmbeddedError, Postgres
 
@@ -55,19 +56,6 @@ PATIENCE = 60.0
 
 #: Epoch in seconds, as ``log_line_prefix`` writes it.
 _LINE = re.compile(r"^(\d+\.\d+) \[\d+\] (.*)$", re.MULTILINE)
-
-
-def say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
-
-
-def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise EmbeddedError(f"{what} did not happen within {seconds:.0f} s")
-        time.sleep(0.02)
 
 
 # -- a process with reactors -----------------------------------------------------------------------
@@ -133,7 +121,7 @@ class Fleet:
             self._pipes.append(ours)
         for pipe in self._pipes:
             if not pipe.poll(PATIENCE):
-                raise EmbeddedError("the reactors did not start in time")
+                raise BenchmarkError("the reactors did not start in time")
             pipe.recv()
 
     def health(self) -> Health:
@@ -370,5 +358,5 @@ def report(phase: Phase, options: argparse.Namespace) -> None:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except EmbeddedError as error:
+    except (BenchmarkError, EmbeddedError) as error:
         sys.exit(str(error))
