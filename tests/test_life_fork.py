@@ -463,6 +463,12 @@ def gunicorn(folder: Path, workers: int, **environment: str) -> Iterator[tuple[i
             process.wait()
 
 
+def accepts(address: Path) -> bool:
+    """Whether somebody listens; a socket is bound, and there, a moment before."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(address)) == 0
+
+
 def get(address: Path) -> dict[str, Any]:
     """One request over a Unix socket."""
 
@@ -488,7 +494,7 @@ def test_gunicorn_with_preload(
     stream.touch()
     with gunicorn(tmp_path, count, **environment) as (_, address):
         try:
-            wait_until(address.exists, why="gunicorn did not start")
+            wait_until(lambda: accepts(address), why="gunicorn did not start")
             load = Load(dsn)
             answers: dict[int, dict[str, Any]] = {}
             wait_until(lambda: len(_note(answers, get(address))) == count)
