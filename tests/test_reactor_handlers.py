@@ -826,7 +826,7 @@ def test_what_is_handled_and_what_is_dropped_are_all_that_was_sent(
         assert status.backlog == min(max_backlog, count - 1)
         assert len(seen) + status.backlog + status.databases[0].dropped == count
         gate.set()
-        wait_until(lambda: seen[-1] == count)
+        wait_until(lambda: seen[-1:] == [count])
 
     assert len(seen) + sum(gap.dropped or 0 for gap in gaps) == count
     assert seen == sorted(seen)
