@@ -130,9 +130,10 @@ class Session:
 
     __slots__ = (
         *("__weakref__", "_arrived", "_canary_seen", "_client_encoding", "_fd", "_lock", "_names"),
-        *("_notice_handler", "_on_arrival", "_previous_handler", "_results", "_shared"),
+        *("_notice_handler", "_on_arrival", "_previous_handler", "_results"),
         *("_submitted", "_watchful", "answers", "backend_id", "broken", "connection", "contended"),
-        *("ended", "farewell", "more", "name", "pgconn", "sqlstate", "unsent"),
+        *("ended", "farewell", "more", "name", "pgconn", "shared", "sqlstate"),
+        "unsent",
     )
 
     def __init__(self, connection: Connection, *, shared: bool = True) -> None:
@@ -155,7 +156,7 @@ class Session:
         self._on_arrival: weakref.WeakMethod[Callable[[], None]] | None = None
         self._fd = connection.fileno()
         self._lock = connection.lock
-        self._shared = shared
+        self.shared = shared
         self._watchful = True  # the next read has more to do than to read
         self._names = _names_in.setdefault("utf-8", _Names("utf-8"))
         self._canary_seen = self._names.latest_canary
@@ -206,7 +207,7 @@ class Session:
 
     def share(self) -> None:
         """Others may run statements on it from now on, such as SET client_encoding."""
-        self._shared = self._watchful = True
+        self.shared = self._watchful = True
 
     def deliver(self, arrived: deque[Notification], on_arrival: Callable[[], None]) -> None:
         """Say who gets what comes along with statements that run on the connection.
@@ -225,10 +226,11 @@ class Session:
         """Keep a notification that came along with a statement's answer."""
         self._follow_encoding()
         relname, pid, extra = notify
-        first = not self._arrived
         self._arrived.append(Notification(self._names[relname], self._text(extra), pid))
         if relname == _PROBE:  # again, as the hint must not be older than what it tells of
             self._names.latest_canary = object()
+        # Asked last: what stood before it may have been taken meanwhile, and ours left behind.
+        first = len(self._arrived) == 1
         if first and self._on_arrival and (tell := self._on_arrival()) is not None:
             tell()
 
@@ -336,7 +338,7 @@ class Session:
                 self._take_notifies(fresh, sys.maxsize)
                 self.more = False
             self._watchful = self._submitted or self.ended
-            if self._shared:  # asked last, as share() may come from another thread
+            if self.shared:  # asked last, as share() may come from another thread
                 self._watchful = True
 
     def _is_open(self) -> bool:

@@ -113,6 +113,7 @@ class Care(Protocol):
     requests_seen: int
     disturbed: bool
 
+    def look_by(self, at: float) -> None: ...
     def watch(self, link: Link) -> None: ...
     def look_at(self, link: Link) -> None: ...
     def command(self, run: Callable[[], None]) -> None: ...
@@ -185,7 +186,9 @@ class Link:
     def more(self) -> bool:
         return self.session is not None and self.session.more and not self.session.ended
 
-    handed_out = False
+    @property
+    def handed_out(self) -> bool:
+        return self.session is not None and self.session.shared
 
     def add_watcher(self, watcher: object) -> None:
         """Nothing arrives but through the socket, which only the reader touches."""
@@ -223,7 +226,7 @@ class Link:
         self._reader.look_at(self)
 
     def _control_used(self) -> None:
-        self._reader.disturbed = True  # its answer is awaited from now on
+        self._reader.look_by(time.monotonic() + self._settings.probe_timeout)
 
     def _hold(self, burst: Burst) -> None:
         """Keep what arrives before ``connected`` and ``gap`` have been told.  Too much of it

@@ -128,6 +128,12 @@ class Reader:
         self.settled()
         self._disturb()
 
+    def look_by(self, at: float) -> None:
+        """See what is due, at *at* of ``time.monotonic()`` at the latest."""
+        self.disturbed = True
+        if at < self._due:
+            self._manager.interrupt()
+
     def _disturb(self) -> None:
         self.disturbed = True
         self._manager.interrupt()
@@ -165,7 +171,8 @@ class Reader:
         if self.disturbed or now >= self._due:
             self.disturbed = False
             self._due = self._see_to_what_is_due(now)
-        self._manager.collect(max(self._due - now, 0.0))
+        # Disturbed meanwhile: what is due may be due sooner.
+        self._manager.collect(0.0 if self.disturbed else max(self._due - now, 0.0))
         self._looked = time.monotonic()
         self._deliver()
 

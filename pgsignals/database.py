@@ -64,7 +64,7 @@ class Database:
     # Slots, as the fewer places a manager of thousands has to look at, the faster it is.
     __slots__ = (
         *("__dict__", "__weakref__", "_arrived", "_backend_id", "_birth", "_connect", "_conninfo"),
-        *("_handed_out", "_host", "_listening", "_lock", "_lost", "_opening", "_params"),
+        *("_host", "_listening", "_lock", "_lost", "_opening", "_params"),
         *("_session", "_watchers", "_wrapped", "calm"),
     )
 
@@ -97,7 +97,6 @@ class Database:
         self._backend_id: int | None = None
         self._lost: ConnectionLostError | None = None
         self._watchers: tuple[weakref.ref[Any], ...] = ()
-        self._handed_out = False
         self.calm = False
         """Whether the last :meth:`drain` has met neither the end nor more than it took; for
         managers."""
@@ -418,16 +417,17 @@ class Database:
         if (host := self._serving()) is not None:
             return host.own_session().connection
         session = self._open_session("connection")
-        session.share()
-        if not self._handed_out:
-            self._handed_out = True
+        if not session.shared:
+            session.share()
             self._tell_watchers()
         return session.connection
 
     @property
     def handed_out(self) -> bool:
-        """Whether a psycopg connection is in others' hands, who may meet its end before us."""
-        return self._handed_out
+        """Whether the psycopg connection is in others' hands, too, who may meet its end before
+        us; for managers."""
+        session = self._session
+        return session is not None and session.shared
 
     def execute(self, query: str | bytes, params: _driver.Params | None = None) -> _driver.Cursor:
         """``connection.execute``; psycopg's errors pass unchanged."""

@@ -24,6 +24,10 @@ logger = logging.getLogger(__name__)
 # A selector refuses what its system call cannot hold; waking up once a day is free.
 _LONGEST_WAIT = 86_400.0
 
+# Seconds between two looks at members in others' hands, too: whoever meets their end, or closes
+# them, closes the socket, which a selector forgets without a word.
+_LOOK = 1.0
+
 # A zero-timeout poll drains what is there; a sender that is faster than us must not keep it from
 # ending for more than that many notifications.
 _POLL_MOST = 1 << 20
@@ -335,6 +339,8 @@ class NotificationManager:
             self._drain(member)
         if self._pairs or self._more or len(self._connections) < before:
             seconds = 0  # there is something to say already, or to read
+        elif self._silent:
+            seconds = _LOOK if seconds is None else min(seconds, _LOOK)
         elif seconds is not None:
             seconds = min(seconds, _LONGEST_WAIT)
         for key, _ in self._selector.select(seconds):

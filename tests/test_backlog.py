@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import pytest
 
 from pgsignals import _workers
-from pgsignals._backlog import RUN, TURN, Backlog, Drops, Policy
+from pgsignals._backlog import RUN, TURN, Backlog, Drops, Policy, Segment
 from pgsignals._burst import Burst
 from pgsignals._types import Notification
 from pgsignals._workers import Plan, Workers
@@ -858,6 +858,26 @@ def test_what_has_been_handled_does_not_stay(
     gc.collect()
 
     assert [ref() for ref in refs if ref() is not None] == []
+
+
+@pytest.mark.parametrize("channels", ["b", "bc"])
+def test_what_has_been_handled_does_not_stay_behind_what_is_stuck(channels: str) -> None:
+    line = Line(limit=5000, workers=2)
+    stop = Stop(line, "a0")
+    line.put("a0")
+    line.start()
+    stop.reach()
+    line.put("a1")
+    for number in range(1000):
+        line.put(*(f"{channel}{number}" for channel in channels))
+    wait_until(lambda: line.backlog.waiting == 1)
+    line.put("b")  # the next one to arrive
+
+    kept = [one for one in gc.get_objects() if isinstance(one, Segment)]
+    assert sum(one.source is line.source for one in kept) < 200
+    stop.go_on()
+    line.finish()
+    assert line.source.dropped == 0
 
 
 @pytest.mark.parametrize("work", [0, 3])

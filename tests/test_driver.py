@@ -6,6 +6,7 @@ import array
 import fcntl
 import os
 import socket
+import struct
 import termios
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ import psycopg
 import pytest
 
 from pgsignals import Notification, _driver
-from pgsignals._driver import FEW, READS, SHARE, Result, Session, describe
+from pgsignals._driver import FEW, READS, SHARE, Result, Session, _Names, describe
 from pgsignals.errors import ConnectionLostError
 from pgsignals.testing import Proxy
 from tests.support.admin import Admin
@@ -23,9 +24,20 @@ from tests.support.arrivals import payloads
 from tests.support.waiting import Background, is_readable, wait_until
 
 
+@pytest.fixture(params=[True, False], ids=["shared", "unshared"])
+def shared(request: pytest.FixtureRequest) -> bool:
+    """Whether others may run statements on a session; an unshared one looks for less."""
+    return bool(request.param)
+
+
+#: For tests in which others do.
+shared_only = pytest.mark.parametrize("shared", [True], indirect=True, ids=["shared"])
+
+
 @pytest.fixture
-def session(dsn: str) -> Iterator[Session]:
-    session = Session(psycopg.connect(dsn, autocommit=True))
+def session(dsn: str, shared: bool) -> Iterator[Session]:
+    session = Session(psycopg.connect(dsn, autocommit=True), shared=shared)
+    session.read()  # the first one looks for everything
     yield session
     session.close()
 
@@ -134,10 +146,11 @@ def test_what_was_committed_before_a_submission_arrives_with_its_answer(
 
 
 def test_notification_in_the_packet_of_an_answer_is_not_stuck(
-    proxied: str, proxy: Proxy, channel: str, admin: Admin
+    proxied: str, proxy: Proxy, channel: str, admin: Admin, shared: bool
 ) -> None:
-    session = Session(psycopg.connect(proxied, autocommit=True))
+    session = Session(psycopg.connect(proxied, autocommit=True), shared=shared)
     listen(session, channel)
+    session.read()
     proxy.freeze("to_client")
     session.submit("SELECT 1")
     wait_until(lambda: proxy.held("to_client"))
@@ -267,12 +280,35 @@ def test_read_gives_the_rest_of_a_session_that_ended_and_then_nothing(
     assert session.lost().sqlstate == "57P01"
 
 
+@shared_only
 def test_connection_that_its_owner_has_closed_is_a_session_that_ended(session: Session) -> None:
     session.connection.close()
 
     assert session.read() == []
     assert session.ended
     assert isinstance(session.lost(), ConnectionLostError)
+
+
+@pytest.mark.parametrize("severity", ["FATAL", "PANIC", "WARNING"])
+def test_farewell_of_the_server_ends_a_session_whose_socket_stays_open(
+    proxied: str, proxy: Proxy, shared: bool, severity: str
+) -> None:
+    """Such as behind a proxy that does not pass the end on."""
+    session = Session(psycopg.connect(proxied, autocommit=True), shared=shared)
+    session.read()
+    fields = {"S": severity, "V": severity, "C": "57P02", "M": "another server process crashed"}
+    farewell = b"".join(f"{code}{text}\0".encode() for code, text in fields.items()) + b"\0"
+    proxy.freeze("to_client")
+    notice = b"N" + struct.pack("!i", 4 + len(farewell)) + farewell
+    proxy.rewrite("to_client", lambda held: held + notice)
+    proxy.thaw("to_client")
+    wait_until(lambda: is_readable(session))
+
+    assert session.read() == []
+    assert session.ended
+    assert session.lost().sqlstate == "57P02"
+    assert "another server process crashed" in str(session.lost())
+    session.close()
 
 
 def test_submitting_to_a_session_that_ended_raises_nothing(session: Session, admin: Admin) -> None:
@@ -288,6 +324,7 @@ def test_submitting_to_a_session_that_ended_raises_nothing(session: Session, adm
     assert session.sqlstate == "57P01"
 
 
+@shared_only
 def test_read_does_not_wait_for_a_thread_that_runs_a_statement(
     session: Session, channel: str, admin: Admin
 ) -> None:
@@ -318,6 +355,21 @@ def test_read_does_not_wait_for_a_thread_that_runs_a_statement(
 
     assert told or not arrived
     assert payloads([*fresh, *session.read()]) == ["1", "2"]
+
+
+@shared_only
+def test_read_gives_what_one_statement_has_collected_while_another_one_runs(
+    session: Session, channel: str, admin: Admin
+) -> None:
+    listen(session, channel)
+    admin.notify(channel, "1")
+    session.query("SELECT 1")
+
+    with session.connection.lock:  # as psycopg holds it for the thread of a statement
+        arrived = session.read()
+
+    assert session.contended
+    assert payloads(arrived) == ["1"]
 
 
 def test_what_was_collected_before_somebody_asked_is_delivered(
@@ -365,6 +417,21 @@ def test_release_leaves_no_trace(dsn: str) -> None:
 
         assert heard == ["1"]
         assert connection._notice_handlers == []
+
+
+# Names of channels
+
+
+def test_names_are_decoded_once_and_their_number_has_a_bound() -> None:
+    names = _Names("utf-8")
+    assert names[b"a"] is names[b"a"] == "a"
+    most = 0
+    for number in range(200_000):
+        assert names[b"%d" % number] == str(number)
+        most = max(most, len(names))
+
+    assert most == 65_536
+    assert names[b"a"] == "a"
 
 
 # Where a conninfo leads

@@ -1325,6 +1325,50 @@ def test_close_by_another_thread_leaves_the_others_alone(
     assert background.result() == (other, [(channel, "1", admin.pid)])
 
 
+@pytest.fixture(params=["wrap", "connect=", ".connection"])
+def lent(
+    request: pytest.FixtureRequest, dsn: str
+) -> Iterator[tuple[Database, psycopg.Connection[Any]]]:
+    """A database whose connection is in somebody else's hands, too."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        if request.param == ".connection":
+            with Database(dsn) as database:
+                yield database, database.connection
+        else:
+            wraps = request.param == "wrap"
+            database = Database.wrap(connection) if wraps else Database(connect=lambda: connection)
+            yield database.open(), connection
+
+
+def test_end_that_a_statement_of_somebody_else_has_met_is_seen(
+    lent: tuple[Database, psycopg.Connection[Any]], admin: Admin
+) -> None:
+    database, connection = lent
+    manager = NotificationManager(database, timeout=0)
+    assert list(manager) == []
+
+    admin.kill(database.backend_id)
+    with pytest.raises(psycopg.OperationalError):
+        connection.execute("SELECT 1")
+
+    assert list(manager) == []
+    assert manager.garbage == {database}
+
+
+@each_blocking_timeout
+def test_end_that_somebody_else_meets_during_the_wait_is_seen(
+    lent: tuple[Database, psycopg.Connection[Any]], timeout: float | None
+) -> None:
+    database, connection = lent
+    manager = NotificationManager(database, timeout=timeout)
+    background = waiting(manager)
+
+    connection.close()  # a selector forgets a file that is closed
+
+    assert background.result() is END
+    assert manager.garbage == {database}
+
+
 def test_database_that_the_body_opens_again_stays_watched(
     listener: Database, channel: str, admin: Admin
 ) -> None:

@@ -17,6 +17,8 @@ from pgsignals import (
     Database,
     Notification,
     Reactor,
+    _control,
+    _reader,
 )
 from pgsignals.testing import Proxy
 from tests.support.admin import Admin
@@ -247,6 +249,25 @@ def test_any_thread_may_listen_and_notify_through_the_database(dsn: str, channel
         assert not database.closed
 
 
+# The connection that notifies
+
+
+def test_silent_server_ends_notify_also_when_nothing_else_is_due(
+    proxied: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_reader, "LOOK_AT_HANDLERS", 3600.0)
+    monkeypatch.setattr(_control, "KEPT", 3600.0)
+    with Reactor(proxied, probe_interval=3600.0, probe_timeout=1.0) as reactor:
+        reactor.notify(elsewhere="1")
+        reactor.listen("more")  # the start is over, and the reader has seen what is due
+        proxy.freeze("to_server")
+        notifying = Background(reactor.notify, elsewhere="2")
+        with pytest.raises(ConnectionLostError):
+            notifying.result()
+        assert reactor.status().databases[0].state == "listening"
+        proxy.thaw("to_server")
+
+
 # Given back
 
 
@@ -464,6 +485,66 @@ def test_connect_is_called_for_every_session(dsn: str, channel: str, admin: Admi
         mine = run(lambda db: row(db, "SELECT pg_backend_pid()"))
 
         assert {first, reactor.databases[0].backend_id, mine} <= set(made)
+
+
+class Kept:
+    """A ``connect=`` whose caller keeps the connections."""
+
+    def __init__(self, dsn: str) -> None:
+        self.connections: list[Any] = []
+        self._dsn = dsn
+
+    def __call__(self) -> Any:
+        self.connections.append(psycopg.connect(self._dsn, autocommit=True))
+        return self.connections[-1]
+
+
+@pytest.fixture
+def kept(dsn: str) -> Kept:
+    return Kept(dsn)
+
+
+def test_statements_of_whoever_has_kept_the_connection_cost_no_notification(
+    kept: Kept, channel: str, admin: Admin
+) -> None:
+    heard: list[str] = []
+    with Reactor(Database(connect=kept), channels=[channel], probe_interval=None) as reactor:
+        reactor.any_channel.connect(
+            lambda _, notification: heard.append(notification.payload), weak=False
+        )
+        (listening,) = kept.connections
+        for number in range(100):
+            admin.notify(channel, str(number))
+            listening.execute("SELECT 1")
+        wait_until(lambda: len(heard) == 100)
+
+    assert heard == [str(number) for number in range(100)]
+
+
+def test_encoding_that_whoever_has_kept_the_connection_sets_is_followed(
+    kept: Kept, channel: str, admin: Admin
+) -> None:
+    heard: list[str] = []
+    with Reactor(Database(connect=kept), channels=[channel], probe_interval=None) as reactor:
+        reactor.any_channel.connect(
+            lambda _, notification: heard.append(notification.payload), weak=False
+        )
+        (listening,) = kept.connections
+        admin.notify(channel, "é")
+        wait_until(lambda: len(heard) == 1)
+        listening.execute("SET client_encoding TO LATIN1")
+        admin.notify(channel, "é")
+        wait_until(lambda: len(heard) == 2)
+
+    assert heard == ["é", "é"]
+
+
+def test_kept_connection_that_is_closed_is_a_loss_also_without_probes(
+    kept: Kept, channel: str
+) -> None:
+    with Reactor(Database(connect=kept), channels=[channel], probe_interval=None) as reactor:
+        kept.connections[0].close()
+        wait_until(lambda: reactor.status().databases[0].reconnects == 1)
 
 
 def test_connect_that_fails_for_a_while_is_tried_again(dsn: str, admin: Admin) -> None:
