@@ -213,6 +213,11 @@ class Backlog:
             waiting += length_hint(lane.held)
         return waiting
 
+    @property
+    def overfull(self) -> bool:
+        """Whether "block", which does not block at the end, has let in all there is room for."""
+        return self._unbounded and self.waiting >= self._limit
+
     # -- the reader's side -----------------------------------------------------------------------
 
     def put(self, source: Source, burst: Burst, since: datetime, received: datetime) -> None:

@@ -44,11 +44,13 @@ class Control:
         :raises ConnectError: no connection can be made.
         :raises ConnectionLostError: it ended meanwhile; whether the items count is unknown.
         """
-        if not items:
-            return 0
-        issued = self._run(lambda session: send(session, items))
-        self.notified = time.monotonic()
-        return issued
+
+        def issue(session: Session) -> int:
+            issued = send(session, items)
+            self.notified = time.monotonic()
+            return issued
+
+        return self._run(issue) if items else 0
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
         """The rows of *sql*; blocks and raises as :meth:`notify`."""

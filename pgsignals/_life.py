@@ -328,9 +328,10 @@ class Life:
     def notify(self, database: Database, items: list[tuple[str, str]]) -> int:
         """See :meth:`Reactor.notify`."""
         worker = current_worker(self.workers)
-        if worker is not None and (session := worker.open_transaction(database)) is not None:
-            return send(session, items)
         link = self.link_of(database)
+        if worker is not None and (session := worker.open_transaction(database)) is not None:
+            link.notifies_later = True
+            return send(session, items)
         self.wait_settled([link])
         return link.control.notify(items)
 

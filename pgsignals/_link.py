@@ -146,6 +146,7 @@ class Link:
         self.probe_seconds: float | None = None
         self.queue_usage: float | None = None
         self.last_error: str | None = None
+        self.notifies_later = False  # a handler has, in a transaction whose commit nobody sees
         self._reader = reader
         self._settings = settings
         self._backoff = Backoff(*settings.backoff)
@@ -735,7 +736,7 @@ class Link:
 
         :returns: whether that answer is awaited.
         """
-        notified = self.control.notified
+        notified = float("inf") if self.notifies_later else self.control.notified
         if self.state is not State.LISTENING or self.closed or notified < self._fetched:
             return False
         if self._then is None:

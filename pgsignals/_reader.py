@@ -242,7 +242,8 @@ class Reader:
         while True:
             now, by = time.monotonic(), deadline()
             by = last if by is None else min(by, last)
-            if now < by and any(link.waits_for_answer for link in fetching):
+            unanswered = [link.database.name for link in fetching if link.waits_for_answer]
+            if unanswered and now < by and not self._backlog.overfull:
                 until = by
             elif now < last and any(link.waits_for_answer for link in staying):
                 until = last
@@ -250,6 +251,9 @@ class Reader:
                 break
             self._manager.collect(until - now)
             self._deliver()
+        if unanswered and by == last:
+            told = ", ".join(unanswered)
+            logger.warning("stop: what was notified may not have arrived yet from %s", told)
         for link in self.links:
             link.stop(give_back=link in staying and not link.waits_for_answer)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import threading
@@ -129,7 +130,8 @@ class Workers:
                 else:
                     handled = self._run_segment(worker, *task)
             except BaseException:
-                logger.critical("pgsignals itself has failed on a worker", exc_info=True)
+                with contextlib.suppress(BaseException):  # a filter of the user's may raise
+                    logger.critical("pgsignals itself has failed on a worker", exc_info=True)
             worker.handler = None
             task = backlog.done(task, handled) or backlog.take()
 
@@ -171,6 +173,7 @@ class Workers:
     def _run_batch(self, worker: Worker, lane: Lane, segment: Segment, plan: Plan) -> int:
         link: Any = segment.source
         notifications = self._backlog.take_batch(lane, segment, plan.piece)
+        count = len(notifications)
         if notifications:
             began = time.perf_counter()
             if (handler := plan.only_batch) is not None and changes.count == plan.made_at:
@@ -183,8 +186,8 @@ class Workers:
                     worker.end_transactions()
             else:
                 self._call_each(worker, link, plan, notifications)
-            plan.note_pace(len(notifications), time.perf_counter() - began)
-        return len(notifications)
+            plan.note_pace(count, time.perf_counter() - began)
+        return count
 
     def _plan(self, link: Origin, channel: str) -> Plan:
         plan = link.plans.get(channel)
@@ -278,6 +281,8 @@ class Workers:
         decoding: bool = False,
     ) -> None:
         """Log a failure, count it and tell it; *told* is the list, for a batch handler."""
+        if isinstance(told, list):
+            told = told[:]  # other handlers get the same ones, whatever a receiver does to it
         channel = (told[0] if isinstance(told, list) else told).channel
         name, where = describe(handler), link.database.name
         if decoding:  # without the error's text: a decoder's often repeats the payload

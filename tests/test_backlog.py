@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import logging
 import random
 import sys
 import threading
@@ -830,6 +831,22 @@ def test_announcement_that_fails_does_not_end_the_worker() -> None:
     line.put("a1")
 
     assert line.run() == ["a1"]
+
+
+def test_logging_that_fails_does_not_end_the_worker(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(*_: object) -> bool:
+        raise RuntimeError("on purpose")
+
+    logger = logging.getLogger(_workers.__name__)
+    line = Line()
+    line.during = lambda one: one.payload == "a1" and fail()
+    line.put("a1", "a2")
+    line.put("b1")
+    logger.addFilter(fail)
+    try:
+        assert line.run() == ["a1", "a2", "b1"]
+    finally:
+        logger.removeFilter(fail)
 
 
 # What is kept

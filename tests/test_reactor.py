@@ -11,6 +11,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import psycopg
@@ -24,6 +25,7 @@ from pgsignals import (
     Error,
     Notification,
     Reactor,
+    _reader,
     channel,
     on_channel,
 )
@@ -391,40 +393,93 @@ def state_of(reactor: Reactor) -> str:
     return reactor.status().databases[0].state
 
 
-def of_slow_server(reactor: Reactor, name: str, timeout: float | None) -> list[str]:
-    """The payloads that arrive where a reactor notifies and stops at once, while the server
-    process of its listening session stands still."""
+def of_slow_server(
+    admin: Admin,
+    reactor: Reactor,
+    name: str,
+    timeout: float | None,
+    block: Callable[[Database], AbstractContextManager[object]] = contextlib.nullcontext,
+) -> list[str]:
+    """The payloads that arrive where a reactor notifies, in a *block*, and stops at once, while
+    the server process of its listening session stands still."""
     arrived = collect(reactor, name)
 
     @reactor.on_channel(f"{name} stop")
     def stop(database: Database, notification: Notification) -> None:
         assert database.backend_id is not None
         with stopped(database.backend_id):
-            reactor.notify((name, notification.payload))
+            with block(database):
+                reactor.notify((name, notification.payload))
             reactor.stop(timeout)
             waited = time.monotonic() + 0.2
             wait_until(lambda: state_of(reactor) == "stopped" or time.monotonic() > waited)
 
     reactor.start()
-    reactor.notify((f"{name} stop", "the last one"))
+    admin.notify(f"{name} stop", "the last one")
     assert reactor.join(AT_ONCE)
     return arrived
 
 
-def test_stop_hears_what_the_reactor_has_notified(dsn: str, channel: str) -> None:
-    assert of_slow_server(Reactor(dsn), channel, None) == ["the last one"]
+def test_stop_hears_what_the_reactor_has_notified(dsn: str, channel: str, admin: Admin) -> None:
+    assert of_slow_server(admin, Reactor(dsn), channel, None) == ["the last one"]
 
 
 def test_stop_hears_what_the_reactor_has_notified_on_an_open_database(
-    dsn: str, channel: str
+    dsn: str, channel: str, admin: Admin
 ) -> None:
     with Database(dsn) as db:
-        assert of_slow_server(Reactor(db), channel, None) == ["the last one"]
+        assert of_slow_server(admin, Reactor(db), channel, None) == ["the last one"]
         assert not list(db.listening_channels())
 
 
-def test_stop_without_time_does_not_ask_what_has_been_notified(dsn: str, channel: str) -> None:
-    assert of_slow_server(Reactor(dsn), channel, 0) == []
+def test_stop_hears_what_a_handlers_transaction_has_notified(
+    dsn: str, channel: str, admin: Admin
+) -> None:
+    arrived = of_slow_server(admin, Reactor(dsn), channel, None, lambda db: db.transaction())
+
+    assert arrived == ["the last one"]
+
+
+def test_stop_does_not_wait_long_for_what_the_reactor_has_notified(
+    dsn: str, channel: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_reader, "LAST_ANSWERS", 0.1)
+    reactor = Reactor(dsn)
+    arrived = collect(reactor, channel)
+    reactor.start()
+    (database,) = reactor.databases
+    with stopped(database.backend_id):
+        reactor.notify((channel, "never heard"))
+        assert reactor.stop()
+
+    assert arrived == []
+    assert f"may not have arrived yet from {database.name}" in caplog.text
+
+
+def test_stop_in_a_flood_does_not_wait_for_what_the_reactor_has_notified(
+    dsn: str, channel: str, admin: Admin
+) -> None:
+    count = 100_000
+    reactor = Reactor(dsn, max_backlog=500, overflow="block")
+    gate = threading.Event()
+    reactor.channel(channel).connect(lambda *_, **__: gate.wait(2 * PATIENCE), weak=False)
+    reactor.start()
+    admin.flood(channel, count)
+    wait_until(lambda: reactor.status().backlog >= 499)
+    reactor.notify("the last one")
+    stopping = Background(reactor.stop)
+    wait_until(lambda: state_of(reactor) == "stopped")
+    waiting = reactor.status().backlog
+    gate.set()
+
+    assert stopping.result(2 * PATIENCE)
+    assert waiting < count / 2
+
+
+def test_stop_without_time_does_not_ask_what_has_been_notified(
+    dsn: str, channel: str, admin: Admin
+) -> None:
+    assert of_slow_server(admin, Reactor(dsn), channel, 0) == []
 
 
 def test_stop_whose_time_runs_out_counts_and_names(

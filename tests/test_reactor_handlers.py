@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import itertools
 import json
@@ -281,6 +282,28 @@ def test_batch_that_fails_is_told_with_its_list(reactor: Reactor, channel: str) 
     told = [one.payload for _, given, _, _ in failures.seen for one in given]
     assert told == ["1", "2"]
     assert {who for _, _, who, _ in failures.seen} == {handler}
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_failed_batch_is_nobody_elses_to_change(
+    reactor: Reactor, channel: str, others: int
+) -> None:
+    given: list[int] = []
+
+    def handler(_: Database, notifications: list[Notification]) -> None:
+        given.append(len(notifications))
+        raise RuntimeError("on purpose")
+
+    def clear(_: Database, *, notification: list[Notification], **__: object) -> None:
+        notification.clear()
+
+    reactor.handler_failed.connect(clear)
+    for _ in range(1 + others):
+        reactor.on_channel(channel, batch=True)(functools.partial(handler))
+    reactor.notify((channel, "1"), (channel, "2"))
+    wait_until(lambda: reactor.status().databases[0].dispatched == 2)
+
+    assert sum(given) == 2 * (1 + others)
 
 
 def test_batch_and_single_handlers_of_one_channel_get_everything(
