@@ -43,7 +43,7 @@ MIB = 1 << 20
 class Options:
     """How much is measured."""
 
-    rounds: int = 5
+    rounds: int = 9
     contenders: tuple[str, ...] = (*PEERS, *OURS)
     count: int = 200_000
     """Notifications of a flood."""

@@ -181,7 +181,7 @@ class Link:
 
     @property
     def closed(self) -> bool:
-        return self.session is None or self.session.ended
+        return self.session is None or self.session.closed
 
     @property
     def more(self) -> bool:

@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 # A selector refuses what its system call cannot hold; waking up once a day is free.
 _LONGEST_WAIT = 86_400.0
 
-# Seconds between two looks at members in others' hands, too: whoever meets their end, or closes
-# them, closes the socket, which a selector forgets without a word.
+# Seconds between two looks whether members in others' hands, too, have ended: whoever meets their
+# end, or closes them, closes the socket, which a selector forgets without a word.
 _LOOK = 1.0
 
 # A zero-timeout poll drains what is there; a sender that is faster than us must not keep it from
@@ -179,6 +179,8 @@ class NotificationManager:
         self._selector.register(self._waker, selectors.EVENT_READ)
         self._watched: dict[Any, int] = {}
         self._silent: set[Any] = set()  # members that cannot tell us of what a statement collected
+        self._lent: set[Any] = set()  # members whose end somebody else may meet
+        self._look_at_lent = 0.0  # when
         self._more: set[Any] = set()  # members whose last drain() has left something
         self._changed = True
         self._touched: deque[Any] = deque()
@@ -334,13 +336,13 @@ class NotificationManager:
         if self._touched:
             for _ in range(len(self._touched)):  # not those that are touched by it
                 self._follow(self._touched.popleft())
+        if self._lent:
+            seconds = self._look_for_ends(seconds)
         again = self._silent | self._more if self._silent or self._more else ()
         for member in again:
             self._drain(member)
         if self._pairs or self._more or len(self._connections) < before:
             seconds = 0  # there is something to say already, or to read
-        elif self._silent:
-            seconds = _LOOK if seconds is None else min(seconds, _LOOK)
         elif seconds is not None:
             seconds = min(seconds, _LONGEST_WAIT)
         for key, _ in self._selector.select(seconds):
@@ -348,6 +350,16 @@ class NotificationManager:
                 self._waker.clear()
             elif not again or key.data not in again:
                 self._drain(key.data)
+
+    def _look_for_ends(self, seconds: float | None) -> float:
+        """Look whether a member has ended behind our back, and return how long to wait then."""
+        now = time.monotonic()
+        if seconds == 0 or now >= self._look_at_lent:
+            self._look_at_lent = now + _LOOK
+            for member in [member for member in self._lent if member.closed]:
+                self._drain(member)
+        left = self._look_at_lent - now
+        return left if seconds is None else min(seconds, left)
 
     def _drain(self, member: Any) -> None:
         notifications: list[Notification] = []
@@ -410,8 +422,11 @@ class NotificationManager:
 
     def _register(self, member: Any) -> None:
         self._watched[member] = -1
-        if getattr(member, "handed_out", True):
+        handed_out = getattr(member, "handed_out", None)
+        if handed_out is None:
             self._silent.add(member)
+        elif handed_out:
+            self._lent.add(member)
         self._drain(member)  # it may hold something already, or have ended
         if member not in self._watched:
             return
@@ -436,6 +451,7 @@ class NotificationManager:
         if member in self._watched:
             self._unregister(member)
         self._silent.discard(member)
+        self._lent.discard(member)
         self._more.discard(member)
         if callable(unwatch := getattr(member, "remove_watcher", None)):
             unwatch(self)
