@@ -237,7 +237,17 @@ class Reader:
         others = [link for link in self.links if link not in staying]
         for link in staying:
             link.give_back()  # an answer that fetches, too
-        fetching = [link for link in others if link.fetch_own()]
+        self._wait_for_answers([link for link in others if link.fetch_own()], staying, deadline)
+        for link in self.links:
+            link.stop(give_back=link in staying and not link.waits_for_answer)
+
+    def _wait_for_answers(
+        self,
+        fetching: Collection[Link],
+        staying: Collection[Link],
+        deadline: Callable[[], float | None],
+    ) -> None:
+        """The last thing that is read: what we have notified, and that LISTENs are forgotten."""
         last = time.monotonic() + LAST_ANSWERS
         while True:
             now, by = time.monotonic(), deadline()
@@ -254,8 +264,6 @@ class Reader:
         if unanswered and by == last:
             told = ", ".join(unanswered)
             logger.warning("stop: what was notified may not have arrived yet from %s", told)
-        for link in self.links:
-            link.stop(give_back=link in staying and not link.waits_for_answer)
 
     def close(self) -> None:
         """Close what handlers could still use; a session that comes too late is closed, too."""

@@ -504,14 +504,21 @@ def kept(dsn: str) -> Kept:
     return Kept(dsn)
 
 
-def test_statements_of_whoever_has_kept_the_connection_cost_no_notification(
-    kept: Kept, channel: str, admin: Admin
-) -> None:
+@contextlib.contextmanager
+def hearing(kept: Kept, channel: str) -> Iterator[list[str]]:
+    """What a reactor without probes hears on such a connection."""
     heard: list[str] = []
     with Reactor(Database(connect=kept), channels=[channel], probe_interval=None) as reactor:
         reactor.any_channel.connect(
             lambda _, notification: heard.append(notification.payload), weak=False
         )
+        yield heard
+
+
+def test_statements_of_whoever_has_kept_the_connection_cost_no_notification(
+    kept: Kept, channel: str, admin: Admin
+) -> None:
+    with hearing(kept, channel) as heard:
         (listening,) = kept.connections
         for number in range(100):
             admin.notify(channel, str(number))
@@ -524,11 +531,7 @@ def test_statements_of_whoever_has_kept_the_connection_cost_no_notification(
 def test_encoding_that_whoever_has_kept_the_connection_sets_is_followed(
     kept: Kept, channel: str, admin: Admin
 ) -> None:
-    heard: list[str] = []
-    with Reactor(Database(connect=kept), channels=[channel], probe_interval=None) as reactor:
-        reactor.any_channel.connect(
-            lambda _, notification: heard.append(notification.payload), weak=False
-        )
+    with hearing(kept, channel) as heard:
         (listening,) = kept.connections
         admin.notify(channel, "é")
         wait_until(lambda: len(heard) == 1)
