@@ -12,7 +12,7 @@ import random
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal, Protocol, TypeAlias
@@ -94,7 +94,6 @@ class Events(Protocol):
     """Who is told of what happens to a link, and says what it is to listen to."""
 
     def wanted(self, link: Link) -> set[str]: ...
-    def batched(self, link: Link) -> Collection[str]: ...
     def connected(self, link: Link, resumed: bool) -> None: ...
     def lost(self, link: Link, reason: Reason, error: ConnectionLostError) -> None: ...
     def gap(self, link: Link, gap: Gap) -> None: ...
@@ -238,9 +237,6 @@ class Link:
             self.fail("ended", "more arrived during LISTEN than max_backlog allows")
 
     # -- as a source of the backlog --------------------------------------------------------------
-
-    def batched(self) -> Collection[str]:
-        return self._reader.events.batched(self)
 
     def overflowed(self, drops: Drops) -> None:
         self.gaps += 1
