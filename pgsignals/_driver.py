@@ -25,6 +25,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from pgsignals._burst import Burst, make, named
 from pgsignals._channels import PROBE_CHANNEL
+from pgsignals._statements import clear_search_path
 from pgsignals._types import Notification
 from pgsignals.errors import (
     ClosedError,
@@ -415,6 +416,21 @@ class Session:
     def text(self, value: str | bytes) -> str:
         """A value of :meth:`query` as text; psycopg leaves bytes where SQL_ASCII is spoken."""
         return value if isinstance(value, str) else value.decode("utf-8", "surrogateescape")
+
+    def channel(self, told: str | bytes) -> str:
+        """A name that :data:`~pgsignals._statements.LISTENING` tells, as notifications have it."""
+        as_it_is = self.pgconn.parameter_status(b"server_encoding") == b"SQL_ASCII"
+        encoding = self._names.encoding if as_it_is else "utf-8"
+        return str(bytes.fromhex(self.text(told)), encoding, _BYTES_AS_TEXT)
+
+    def clear_search_path(self) -> None:
+        """Empty it: no names but the server's own mean anything then.  For a session on which
+        only we run statements; no effect behind a pooler.  Blocks for a round trip.
+
+        :raises ConnectionLostError: the session has ended.
+        """
+        with contextlib.suppress(psycopg.Error):  # refused: our statements need none, anyway
+            self.query(clear_search_path(self.backend_id))
 
     def lost(self) -> ConnectionLostError:
         """The error that says how this session ended."""
