@@ -61,6 +61,57 @@ class Drops:
         self.until = max(self.until, until)
 
 
+class Hold:
+    """What a source receives before its session may be announced, under the backlog's policy.
+
+    ``"block"`` keeps all of it: the reader that would wait for space is the one that has to read
+    what shows that the session can be announced.
+
+    :param limit: how many notifications are kept.
+    """
+
+    def __init__(self, limit: int, policy: Policy) -> None:
+        self._limit = sys.maxsize if policy == "block" else limit
+        self._keys: set[tuple[str, str]] | None = set() if policy == "coalesce" else None
+        self._burst = Burst()
+        self._drops: Drops | None = None
+        self.received = 0  # all that was put, since the last take()
+
+    def __len__(self) -> int:
+        return len(self._burst)
+
+    def put(self, burst: Burst, since: datetime, received: datetime) -> None:
+        """Keep *burst*; see :meth:`Backlog.put`."""
+        self.received += len(burst)
+        if self._keys is None:
+            self._burst += burst
+        else:
+            for notification in burst:
+                if (key := notification[:2]) not in self._keys:
+                    self._keys.add(key)
+                    self._burst.append(notification)
+        if len(self._burst) > self._limit + self._limit // 4:  # now and then, as it copies
+            self._drop_oldest(since, received)
+
+    def _drop_oldest(self, since: datetime, received: datetime) -> None:
+        excess = len(self._burst) - self._limit
+        dropped, self._burst = self._burst.part(0, excess), self._burst.part(excess, sys.maxsize)
+        if self._keys is not None:
+            self._keys.difference_update(zip(dropped.channels, dropped.payloads, strict=True))
+        self._drops = self._drops or Drops(since, received)
+        self._drops.add(dropped.channels, excess, since, received)
+
+    def take(self, since: datetime, received: datetime) -> tuple[Burst, Drops | None]:
+        """What is kept, and what had to be dropped, if anything; both are gone then."""
+        if len(self._burst) > self._limit:
+            self._drop_oldest(since, received)
+        burst, drops = self._burst, self._drops
+        self._burst, self._drops, self.received = Burst(), None, 0
+        if self._keys is not None:
+            self._keys.clear()
+        return burst, drops
+
+
 class Segment:
     """Notifications of one source that arrived at once and wait in one lane."""
 
