@@ -7,6 +7,7 @@ answers taken up when they come, against deadlines that the reader keeps.  What 
 
 from __future__ import annotations
 
+import logging
 import random
 import sys
 import time
@@ -195,6 +196,9 @@ class Link:
         self._question: _Question | None = None  # its answer, or its turn, is awaited
         self._answer_by: float | None = None  # None before it has been sent
         self._asked = 0.0  # when, as time.monotonic()
+        self._lives = False  # something has come since it was sent
+        self._lag_at: float | None = None  # when to find out whether the session lags
+        self._cannot_tell = False  # as no canary could be sent, which a server said at once
         self._again_at: float | None = None  # when to try to send it again
         self._in_others_hands: float | None = None  # since when it waits for others' statements
         self._told_of_others = False
@@ -213,6 +217,7 @@ class Link:
         self._canary_rests = 0.0  # no other one before that, as its login was refused
         self._canary_asked: float | None = None  # when, while one is on its way
         self._canary_by: float | None = None  # it has been committed and should arrive by then
+        self._committed = 0.0  # when that was
         self._doubted = False  # it has not: the next round trip decides between deaf and silent
 
     # -- as a member of the manager --------------------------------------------------------------
@@ -260,7 +265,7 @@ class Link:
         burst = Burst()
         session.read_into(burst, sys.maxsize if self._reader.stopping else SHARE, READS)
         if self._answer_by is not None and (burst or session.heard):
-            self._answer_by = time.monotonic() + self._answer_limit  # the answer stands behind it
+            self._note_life(time.monotonic())
         session.heard = False
         if session.may_have_canary() and PROBE_CHANNEL in burst.channels:
             self._reader.disturbed = True
@@ -477,15 +482,47 @@ class Link:
         if session.shared:
             self._ask_beside(session, question)
         else:
-            self._answer_by = self._asked + self._answer_limit
+            self._await_answer(self._asked)
             session.submit(question.sql)
             self._check_sent(session)
+
+    def _await_answer(self, now: float) -> None:
+        self._asked = now
+        self._answer_by = now + self._answer_limit
+        self._lag_at = now + self._answer_limit / 2
+        self._lives = self._cannot_tell = False
 
     @property
     def _answer_limit(self) -> float:
         """How long a server may be silent while an answer is awaited."""
         limit = self._settings.probe_timeout if self._settings.probe_interval else SETUP_LIMIT
         return limit * (self._question.share if self._question else 1.0)
+
+    def _note_life(self, now: float) -> None:
+        """Something has come while an answer is awaited, which may stand behind a flood.
+
+        Or it never comes, as what we send does not get there.  A canary tells: one that is on its
+        way for long shows that the session lags; one that arrives promptly, that it does not.
+        """
+        self._lives = True
+        limit = self._answer_limit
+        by = self._answer_by or 0.0
+        if self._may_lag:
+            self._answer_by = now + limit
+        elif self._lag_at is not None:  # not known yet
+            self._answer_by = max(by, now + limit / 2)
+
+    @property
+    def _may_lag(self) -> bool:
+        """Whether an answer may be late because of what stands before it."""
+        if self.state is not State.LISTENING or self._settings.probe_interval is None:
+            return True
+        return self._canary_travels or self._cannot_tell
+
+    @property
+    def _canary_travels(self) -> bool:
+        """Whether one has been committed, and has not arrived."""
+        return self._canary_by is not None or self._doubted
 
     def _ask_beside(self, session: Session, question: _Question) -> None:
         """Ask on a connection in others' hands, with a thread that waits until it is free."""
@@ -495,8 +532,7 @@ class Link:
 
         def sends(now: float) -> None:
             if is_asked():
-                self._asked = now
-                self._answer_by = now + self._answer_limit
+                self._await_answer(now)
 
         def asked(sent: bool) -> None:
             if not is_asked():
@@ -806,6 +842,12 @@ class Link:
         if self._answer_by is not None and looked >= self._answer_by:
             self._answer_by = None
             self.fail("silent", "the server has not answered in time")
+        if self._lag_due <= now:
+            self._lag_at = None
+            if now < self._canary_rests:
+                self._cannot_tell = True
+            elif self._canary_asked is None:
+                self._send_canary()
         if self._canary_unsent_at <= now:
             late = TimeoutError("it could not be sent in time")
             self._canary_sent(self.session, self._canary_asked or 0.0, late)
@@ -826,6 +868,12 @@ class Link:
         if expires is not None and now >= expires:
             self.control.close_unused(now)
 
+    @property
+    def _lag_due(self) -> float:
+        """When to send a canary, as an answer does not come though something does."""
+        late = self._lives and self._answer_by is not None and not self._may_lag
+        return self._lag_at if late and self._lag_at is not None else float("inf")
+
     def send_again(self, now: float) -> None:
         """Try again to send what has to wait for a statement of others."""
         if self._question is not None and self._again_at is not None and now >= self._again_at:
@@ -833,7 +881,7 @@ class Link:
 
     def next_tick(self, now: float) -> float:
         """When :meth:`tick` has something to do, as ``time.monotonic()``."""
-        due = [now + 3600.0, self._canary_unsent_at]
+        due = [now + 3600.0, self._canary_unsent_at, self._lag_due]
         if self.state is State.WAITING and self.error is None:
             due.append(self.retry_at)
         if self.state is State.CONNECTING:
@@ -960,16 +1008,18 @@ class Link:
             return
         if error is None:
             self._canary_trouble = None
+            self._committed = time.monotonic()
             # An idle half of the time: a round trip at once would fetch it from under a pooler.
-            self._canary_by = time.monotonic() + self._settings.probe_timeout / 2
+            self._canary_by = self._committed + self._settings.probe_timeout / 2
             return
         self._canary_asked = None
         why = error if isinstance(error, (Error, TimeoutError)) else type(error).__name__
         self.last_error = f"no canary could be sent: {why}"
-        if self.last_error != self._canary_trouble:
-            self._canary_trouble = self.last_error
-            logger.warning("%s: %s", self.database.name, self.last_error)
+        said = self.last_error == self._canary_trouble
+        level, self._canary_trouble = logging.DEBUG if said else logging.WARNING, self.last_error
+        logger.log(level, "%s: %s", self.database.name, self.last_error)
         now = time.monotonic()
+        self._cannot_tell = now - asked < self._settings.probe_timeout / 2
         self._canary_seen = now  # not a loss; the next attempt is an interval away
         if needs_care(error):
             self._canary_rests = now + self._backoff.slow_delay(self._reader.rng)
@@ -993,11 +1043,21 @@ class Link:
         self._canary_share = self._reader.rng.uniform(0.8, 0.95)
         self._proof.canary()
         ours = self._canary_asked is not None
+        if self._canary_travels and self._answer_by is not None:
+            self._judge_lag(self._canary_seen)
         self._canary_asked, self._canary_by, self._doubted = None, None, False
         if ours and self.state is State.SYNCING:
             self._canary_shown = True
             if self._question is None:
                 self._synced()
+
+    def _judge_lag(self, now: float) -> None:
+        """A canary has arrived before the answer that is awaited."""
+        limit = self._answer_limit
+        if now - self._committed > limit / 2:  # late, so the answer may well be, too: look again
+            self._answer_by, self._lag_at = now + limit, now
+        else:
+            self._answer_by, self._lag_at = max(self._asked + limit, now + limit / 2), None
 
     def _heard_nothing(self, _: list[Result]) -> None:
         """A round trip that was sent long after the canary is answered."""

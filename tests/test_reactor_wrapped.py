@@ -14,7 +14,7 @@ import pytest
 
 from pgsignals import ConnectError, ConnectionStateError, Database, Gap, Notification, Reactor
 from tests.support.admin import Admin
-from tests.support.waiting import Background, wait_until
+from tests.support.waiting import Background, is_readable, wait_until
 
 QUICK: dict[str, Any] = {"probe_interval": 0.05, "probe_timeout": 5.0}
 
@@ -168,9 +168,11 @@ def test_second_wrap_of_a_connection_is_refused(wrapped: Any, channel: str) -> N
     first = Database.wrap(wrapped)
     with pytest.raises(ConnectionStateError, match="in use by another Database"):
         Database.wrap(wrapped)
-    with Reactor(first, channels=[channel]):
-        with pytest.raises(ConnectionStateError, match="in use by another Database"):
-            Database.wrap(wrapped)
+    with (
+        Reactor(first, channels=[channel]),
+        pytest.raises(ConnectionStateError, match="in use by another Database"),
+    ):
+        Database.wrap(wrapped)
     first.close()
 
     with Database.wrap(wrapped) as second:
@@ -197,9 +199,10 @@ def test_owner_of_a_wrapped_connection_has_its_handlers_back_when_it_is_dropped(
     wrapped.execute(f"LISTEN {channel}")
     database = Database.wrap(wrapped)
     admin.notify(channel, "ours")
-    wait_until(lambda: [one.payload for one in database.drain()] == ["ours"])
+    drain = database.drain
+    wait_until(lambda: [one.payload for one in drain()] == ["ours"])
     handlers = len(wrapped._notice_handlers)
-    del database
+    del database, drain
     gc.collect()
     admin.notify(channel, "theirs")
     wait_until(lambda: wrapped.execute("SELECT 1") and heard)
@@ -216,15 +219,9 @@ def test_what_a_statement_of_the_owner_leaves_in_libpq_is_heard(
         heard = Heard(reactor)
         with wrapped.lock:
             admin.notify(channel, "1")
-            wait_until(lambda: _has_input(wrapped))
+            wait_until(lambda: is_readable(wrapped))
             wrapped.pgconn.consume_input()  # as a statement of the owner does at its end
         wait_until(lambda: heard.payloads == ["1"])
-
-
-def _has_input(connection: Any) -> bool:
-    from tests.support.waiting import is_readable
-
-    return is_readable(connection)
 
 
 def test_owner_is_not_kept_waiting_by_a_reader_that_stands_still(
