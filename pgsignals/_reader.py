@@ -122,10 +122,9 @@ class Reader:
             self._changed.notify_all()
 
     def stop(self) -> None:
-        """Make :meth:`run` return."""
+        """Make :meth:`run` return.  Takes no lock; the reader wakes those who wait for it."""
         self.stopping = True
         self._backlog.release_reader()
-        self.settled()
         self._disturb()
 
     def look_by(self, at: float) -> None:
@@ -265,10 +264,15 @@ class Reader:
             told = ", ".join(unanswered)
             logger.warning("stop: what was notified may not have arrived yet from %s", told)
 
-    def close(self) -> None:
-        """Close what handlers could still use; a session that comes too late is closed, too."""
+    def close(self, by: float) -> None:
+        """Close what handlers could still use; a session that comes too late is closed, too.
+
+        :param by: until when to wait, over all links, for threads that use a connection.
+        """
         self._over = True
         self._obey()
         for link in self.links:
-            link.control.close()
+            link.control.begin_close()
+        for link in self.links:
+            link.control.close(by)
         self._manager.close()

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from pgsignals import _driver
 from pgsignals._backlog import TURN, Announcement, Backlog, Drops, Lane, Segment
+from pgsignals._reentry import calls_out
 from pgsignals._types import Notification
 from pgsignals.database import Database
 from pgsignals.errors import ConnectionStateError
@@ -81,6 +82,7 @@ class Workers:
 
     :param channels: the reactor's own; the module level's come before them.
     :param any_channel: receives every notification, after the channel's handlers.
+    :param home: what the threads work for: see :func:`works_for`.
     """
 
     def __init__(
@@ -91,7 +93,9 @@ class Workers:
         channels: Channels,
         any_channel: OrderedSignal,
         handler_failed: OrderedSignal,
+        home: object = None,
     ) -> None:
+        self.home = home
         self._backlog = backlog
         self._namespaces = (default, channels)
         self._any_channel = any_channel
@@ -103,6 +107,12 @@ class Workers:
         """Start the threads."""
         for worker in self.threads:
             worker.start()
+
+    def join(self, seconds: float) -> None:
+        """Wait for the threads to end, *seconds* for all of them together."""
+        by = time.monotonic() + seconds
+        for worker in self.threads:
+            worker.join(max(0.0, by - time.monotonic()))
 
     @property
     def stuck(self) -> list[str]:
@@ -135,6 +145,7 @@ class Workers:
             worker.handler = None
             task = backlog.done(task, handled) or backlog.take()
 
+    @calls_out
     def _run_segment(self, worker: Worker, lane: Lane, segment: Segment) -> int:
         link: Any = segment.source
         if segment.channel is not None:
@@ -170,6 +181,7 @@ class Workers:
             pace = 2 * pace if time.perf_counter() - began < INSTANT else 1
         return handled
 
+    @calls_out
     def _run_batch(self, worker: Worker, lane: Lane, segment: Segment, plan: Plan) -> int:
         link: Any = segment.source
         notifications = self._backlog.take_batch(lane, segment, plan.piece)
@@ -227,6 +239,7 @@ class Workers:
                 if worker.sessions:
                     worker.end_transactions()
 
+    @calls_out
     def _call(
         self, link: Origin, call: Call, handler: Callable[..., Any], notification: Notification
     ) -> None:
@@ -243,6 +256,7 @@ class Workers:
         except BaseException as exc:
             self._fail(link, notification, handler, exc)
 
+    @calls_out
     def _call_batch(
         self,
         link: Origin,
@@ -312,6 +326,7 @@ class Worker(threading.Thread):
 
     def run(self) -> None:
         _current.worker = self
+        work_for(self._workers.home)
         try:
             self._workers.run(self)
         finally:
@@ -385,6 +400,16 @@ def current_worker(workers: Workers) -> Worker | None:
     return worker if worker is not None and worker.serves(workers) else None
 
 
+def work_for(home: object) -> None:
+    """The calling thread is one of those that *home* consists of, from now on."""
+    _current.home = home
+
+
+def works_for() -> Any:
+    """What the calling thread works for: a reactor's life, or None."""
+    return getattr(_current, "home", None)
+
+
 def own_session(workers: Workers, database: Database, losses: int) -> _driver.Session:
     """The calling worker's session with *database*: see :meth:`Worker.session_for`.
 
@@ -399,6 +424,7 @@ def own_session(workers: Workers, database: Database, losses: int) -> _driver.Se
     return worker.session_for(database, losses)
 
 
+@calls_out
 def emit(signal: OrderedSignal, sender: object, **kwargs: object) -> None:
     """Send a signal of the reactor's own; what a receiver raises is logged, and ends nothing."""
     for call in tuple(signal.calls_for(sender)):

@@ -463,8 +463,10 @@ class Database:
         self._lost = None
         self._tell_watchers()
 
-    def take_back(self) -> None:
-        """The reactor is done with this database; its session is open, or has ended."""
+    def take_back(self, host: Host) -> None:
+        """*host* is done with this database, if it had it; its session is open, or has ended."""
+        if self._host is not host:
+            return
         self._host = None
         if self._session is not None:
             self._session.deliver(self._arrived, self._tell_watchers)
