@@ -612,6 +612,11 @@ class Backlog:
         """The deadline of :meth:`join` has changed.  Takes no lock."""
         self._wakes.put(None)
 
+    def forget_held(self) -> None:
+        """In a forked child, whatever its other threads were at: workers hold nothing."""
+        for lane in tuple(self._busy):
+            deque(lane.held, maxlen=0)
+
     def give_up(self) -> int:
         """Throw away what waits, and return how many notifications that were."""
         with self.lock:

@@ -129,8 +129,10 @@ class Session:
     """
 
     __slots__ = (
-        *("__weakref__", "_arrived", "_canary_seen", "_client_encoding", "_fd", "_lock", "_names"),
-        *("_notice_handler", "_on_arrival", "_previous_handler", "_results"),
+        *("__weakref__", "_arrived", "_canary_seen", "_client_encoding", "_doomed", "_forgotten"),
+        "_lock",
+        *("_names", "_notice_handler", "_on_arrival", "_previous_handler", "_results"),
+        *("_socket", "_spares"),
         *("_submitted", "_watchful", "answers", "backend_id", "broken", "connection", "contended"),
         *("ended", "farewell", "more", "name", "pgconn", "shared", "sqlstate"),
         "unsent",
@@ -154,9 +156,14 @@ class Session:
         self.answers: deque[list[Result]] = deque()
         self._arrived: deque[Notification] = deque()
         self._on_arrival: weakref.WeakMethod[Callable[[], None]] | None = None
-        self._fd = connection.fileno()
         self._lock = connection.lock
+        self._forgotten = False
+        self._doomed = False  # close() has not had the lock: whoever has it closes
+        self._socket = _identity(self.pgconn.socket)
+        self._spares: list[int] = []  # at most one, and whoever takes it out owns it
         self.shared = shared
+        if shared:
+            self._keep_spare()
         self._watchful = True  # the next read has more to do than to read
         self._names = _names_in.setdefault("utf-8", _Names("utf-8"))
         self._canary_seen = self._names.latest_canary
@@ -208,6 +215,11 @@ class Session:
     def share(self) -> None:
         """Others may run statements on it from now on, such as SET client_encoding."""
         self.shared = self._watchful = True
+        if self._lock.acquire(timeout=_PATIENCE):  # else somebody runs one of ours, with a spare
+            try:
+                self._keep_spare()
+            finally:
+                self._lock.release()
 
     def deliver(self, arrived: deque[Notification], on_arrival: Callable[[], None]) -> None:
         """Say who gets what comes along with statements that run on the connection.
@@ -300,6 +312,8 @@ class Session:
                 self._read(fresh, share, reads or READS)
         finally:
             lock.release()
+            if self._doomed:
+                self.close()
 
     def _take_arrived(self, fresh: list[Notification] | Burst) -> None:
         while self._arrived:
@@ -320,7 +334,7 @@ class Session:
             taken, much = self._take_notifies(fresh, room)
             if self._watchful:
                 if self.farewell:
-                    self.ended = True  # the server has said so; the end of the stream only follows
+                    self.leave()  # the server has said so; the end of the stream only follows
                 if self.ended:
                     break
                 # What followed an answer in the same packet is still in the buffer.
@@ -381,7 +395,8 @@ class Session:
         return taken, True
 
     def _end(self, exc: psycopg.Error) -> None:
-        self.ended = self._watchful = True
+        self._watchful = True
+        self.leave()
         self.sqlstate = self.sqlstate or exc.sqlstate
         self.farewell = self.farewell or _one_line(exc)
 
@@ -395,6 +410,10 @@ class Session:
         :raises ConnectionLostError: the session has ended.
         """
         lost = None
+        spare = None
+        if not self.shared:
+            with self._lock:
+                spare = self._keep_spare()
         try:
             cursor = psycopg.Cursor(self.connection, row_factory=psycopg.rows.tuple_row)
             cursor.execute(self._encode(sql), params, prepare=False)
@@ -406,6 +425,11 @@ class Session:
             while (notify := self.pgconn.notifies()) is not None:
                 self._collect(notify)
             lost = self.lost()
+        finally:
+            if spare is not None and not self.shared:
+                self._drop_spare()
+            if self._doomed:
+                self.close()
         raise lost  # outside the block: a chained psycopg error would carry the password
 
     def _encode(self, sql: str) -> bytes:
@@ -478,44 +502,123 @@ class Session:
     # -- the end ---------------------------------------------------------------------------------
 
     def fileno(self) -> int:
-        """The socket's file number."""
-        return self._fd
+        """The socket's file number.
+
+        :raises ClosedError: there is none any more.
+        """
+        try:
+            return self.pgconn.socket
+        except psycopg.OperationalError:
+            pass
+        raise ClosedError(f"the session with {self.name} has ended; it has no socket any more")
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a thread runs a statement on it, or reads."""
+        return self._lock.locked()
+
+    # libpq closes the socket whenever it finds it broken, and the number is soon a stranger's.  So
+    # a number is asked of libpq under the lock, or is a spare, a duplicate that is ours.  A spare
+    # is only kept while somebody else can hold the lock for long: a manager may have thousands of
+    # sessions, and no process has so many file numbers to spare.
+
+    def _keep_spare(self) -> int | None:
+        """Have a duplicate of the socket from now on; called with the lock held."""
+        if self._spares or self.ended:
+            return None
+        try:
+            spare = os.dup(self.pgconn.socket)
+        except (psycopg.OperationalError, OSError):  # it has ended, or no number is left
+            return None
+        self._spares.append(spare)
+        return spare
+
+    def _drop_spare(self) -> None:
+        with contextlib.suppress(IndexError):
+            self._close_copy(self._spares.pop())
+
+    def _close_copy(self, number: int) -> None:
+        # In a forked child, which may have closed all that it inherited, a number of ours may be
+        # a stranger's, too.
+        with contextlib.suppress(OSError):
+            if _identity(number) == self._socket:
+                os.close(number)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_spares"):
+            self._drop_spare()
 
     def shutdown(self) -> None:
         """Make every thread that waits on the socket wake up and find the session ended."""
-        with contextlib.suppress(OSError):
-            duplicate = socket.socket(fileno=os.dup(self._fd))
-            with duplicate:
+        number = None
+        if self._lock.acquire(blocking=False):
+            try:
+                number = os.dup(self.pgconn.socket)
+            except (psycopg.OperationalError, OSError):
+                pass
+            finally:
+                self._lock.release()
+        else:
+            with contextlib.suppress(IndexError):
+                number = self._spares.pop()
+        if number is not None:
+            with contextlib.suppress(OSError), socket.socket(fileno=number) as duplicate:
                 duplicate.shutdown(socket.SHUT_RDWR)
 
-    def close(self) -> None:
-        """End the session, from any thread; a statement that runs on it fails."""
+    def leave(self) -> None:
+        """It has ended."""
+        self.ended = True
+        self._drop_spare()
+
+    def close(self, within: float = 1.0) -> None:
+        """End the session, from any thread; a statement that runs on it fails.
+
+        No thread may enter libpq while another one is inside.  Where that does not come out, such
+        as a suspended generator of psycopg's, the socket is shut down, so that the session has
+        ended for the server and for us; libpq's memory and file number are given back by our own
+        code when it comes out, or by the collector when nobody has the connection any more.
+
+        :param within: seconds to wait for such a thread, 0 if it may be the calling one.
+        """
         lock = self._lock
-        held = lock.acquire(timeout=_PATIENCE)
+        held = lock.acquire(timeout=min(_PATIENCE, within))
         if not held:
+            self._doomed = True
             self.shutdown()
-            held = lock.acquire(timeout=1.0)  # or its holder is a suspended generator of ours
+            held = lock.acquire(timeout=within)
+        self.leave()
+        if not held:
+            self.connection._pool = None  # as in forget()
+            return
         try:
-            self.ended = True
+            self._doomed = False
             self.connection.close()
             self.pgconn.finish()  # psycopg leaves a broken one to the garbage collector
         finally:
-            if held:
-                lock.release()
+            lock.release()
 
     def release(self) -> None:
         """Give a connection back to its owner as it was."""
-        self.ended = True
+        self.leave()
         self.pgconn.notify_handler = self._previous_handler
         self.connection.remove_notice_handler(self._notice_handler)
 
     def forget(self) -> None:
         """In a forked child: drop the socket without a word to the server."""
-        self.ended = True
+        if self._forgotten:
+            return
+        self.ended = self._forgotten = True
         _orphans.append(self.connection)
         self.connection._pool = None  # psycopg warns of open connections, save those of a pool
-        with contextlib.suppress(OSError):
-            os.close(self._fd)
+        self._drop_spare()
+        with contextlib.suppress(psycopg.OperationalError):
+            self._close_copy(self.pgconn.socket)
+
+
+def _identity(number: int) -> tuple[int, int]:
+    """What tells a socket from every other one, whatever numbers they have."""
+    status = os.fstat(number)
+    return status.st_dev, status.st_ino
 
 
 # -- opening -------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from pgsignals._reentry import calls_out, reentered
 from pgsignals._types import Gap
 from pgsignals._workers import Workers, current_worker, emit, own_session, work_for, works_for
 from pgsignals.database import Database, send
-from pgsignals.errors import ClosedError, ConnectionLostError
+from pgsignals.errors import ClosedError, ConnectionLostError, ConnectionStateError
 from pgsignals.signals import Channels, OrderedSignal, changes, default
 
 logger = logging.getLogger(__name__)
@@ -227,10 +227,8 @@ class Life:
 
     def forget(self) -> None:
         """In a forked child: drop the sockets without a word to the server."""
-        for link in self.reader.links:
-            link.control.forget()
-            if link.session is not None and not link.session.ended:
-                link.session.forget()
+        self.workers.forget()
+        self.reader.forget()
 
     # -- the reader's thread ---------------------------------------------------------------------
 
@@ -397,6 +395,11 @@ class _Service:
         return list(self._link.channels)
 
     def own_session(self) -> Session:
+        if reentered():
+            raise ConnectionStateError(
+                "a statement of a finalizer that has interrupted one of the session of "
+                f"{self._link.database.name}; use a Database of its own"
+            )
         return own_session(self._life.workers, self._link.database, self._link.losses)
 
 
@@ -421,3 +424,13 @@ def _stop_all() -> None:
 
 
 atexit.register(_stop_all)
+
+
+def _take_from_child() -> None:
+    """A handler may have forked: what its thread would run next is the parent's."""
+    for life in tuple(_living):
+        life.backlog.forget_held()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_take_from_child)

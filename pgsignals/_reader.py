@@ -264,6 +264,15 @@ class Reader:
             told = ", ".join(unanswered)
             logger.warning("stop: what was notified may not have arrived yet from %s", told)
 
+    def forget(self) -> None:
+        """In a forked child: drop the sockets without a word to the server."""
+        for link in self.links:
+            link.control.forget()
+            if link.session is not None:
+                link.session.forget()
+            link.database.forget()
+        self._manager.close()
+
     def close(self, by: float) -> None:
         """Close what handlers could still use; a session that comes too late is closed, too.
 

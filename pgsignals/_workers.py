@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from pgsignals import _driver
 from pgsignals._backlog import TURN, Announcement, Backlog, Drops, Lane, Segment
+from pgsignals._fork import Birth
 from pgsignals._reentry import calls_out
 from pgsignals._types import Notification
 from pgsignals.database import Database
@@ -96,6 +97,7 @@ class Workers:
         home: object = None,
     ) -> None:
         self.home = home
+        self._birth = Birth()
         self._backlog = backlog
         self._namespaces = (default, channels)
         self._any_channel = any_channel
@@ -113,6 +115,17 @@ class Workers:
         by = time.monotonic() + seconds
         for worker in self.threads:
             worker.join(max(0.0, by - time.monotonic()))
+
+    @property
+    def has_forked(self) -> bool:
+        """Whether this is the copy in a forked child."""
+        return self._birth.elsewhere
+
+    def forget(self) -> None:
+        """In a forked child: drop the sockets without a word to the server."""
+        for worker in self.threads:
+            for session, _ in worker.sessions.values():
+                session.forget()
 
     @property
     def stuck(self) -> list[str]:
@@ -143,6 +156,8 @@ class Workers:
                 with contextlib.suppress(BaseException):  # a filter of the user's may raise
                     logger.critical("pgsignals itself has failed on a worker", exc_info=True)
             worker.handler = None
+            if self._birth.elsewhere:
+                return self._leave_child()
             task = backlog.done(task, handled) or backlog.take()
 
     @calls_out
@@ -176,6 +191,8 @@ class Workers:
                 elif plan.calls:
                     self._call_each(worker, link, plan, [notification])
                 handled += 1
+            if self._birth.elsewhere:
+                break
             if handled >= TURN and backlog.has_other_work():
                 break
             pace = 2 * pace if time.perf_counter() - began < INSTANT else 1
@@ -200,6 +217,16 @@ class Workers:
                 self._call_each(worker, link, plan, notifications)
             plan.note_pace(count, time.perf_counter() - began)
         return count
+
+    def _leave_child(self) -> None:
+        """The thread of a child that a handler has forked, and that has come back from it: a copy
+        of a worker, whose work, session and locks are the parent's.  It is the child's only
+        thread, so the child ends with it."""
+        if self._birth.known_elsewhere:  # else a lock of logging may be held for ever
+            logger.warning(
+                "a child that a handler forked has come back from the handler, and ends; "
+                "let it end with os._exit(), or use multiprocessing"
+            )
 
     def _plan(self, link: Origin, channel: str) -> Plan:
         plan = link.plans.get(channel)
@@ -226,6 +253,8 @@ class Workers:
         for call in plan.calls:
             parts: list[Any] = [notifications] if call.batch else notifications
             for part in parts:
+                if self._birth.known_elsewhere:
+                    return
                 # As blinker does: one that was disconnected meanwhile is not called any more.
                 if changes.count != seen and not call.still_calls(link.database):
                     break
@@ -330,8 +359,9 @@ class Worker(threading.Thread):
         try:
             self._workers.run(self)
         finally:
-            for session, _ in self.sessions.values():
-                session.close()
+            if not self._workers.has_forked:
+                for session, _ in self.sessions.values():
+                    session.close()
             del self._workers
 
     def warn_if_slow(self, now: float) -> None:
@@ -373,6 +403,8 @@ class Worker(threading.Thread):
 
     def end_transactions(self) -> None:
         """Roll back what a handler has left open: it would swallow the next one's work."""
+        if self._workers.has_forked:
+            return
         for database, (session, _) in tuple(self.sessions.items()):
             if session.connection.closed:
                 del self.sessions[database]

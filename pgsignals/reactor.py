@@ -214,11 +214,11 @@ class Reactor:
                     return life
                 fresh = self._life = Life(self, self._plan)
             fresh.start()
-            return None
         except BaseException:
             if fresh is not None:  # KeyboardInterrupt between the two
                 fresh.abandon()
             raise
+        return None
 
     def stop(self, timeout: float | None = None) -> bool:
         """Stop reading, run the handlers of what has been received, and close the sessions.
@@ -366,9 +366,9 @@ class Reactor:
         names = check_unlisten(channels)
         self._change_listened(
             database,
-            lambda listened: listened.clear()
-            if ALL in names
-            else listened.difference_update(names),
+            lambda listened: (
+                listened.clear() if ALL in names else listened.difference_update(names)
+            ),
         )
 
     def _change_listened(
