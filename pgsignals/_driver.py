@@ -8,6 +8,7 @@ neighbours.  libpq's own calls, ``PQconsumeInput`` and ``PQnotifies``, do neithe
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import socket
@@ -25,6 +26,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from pgsignals._burst import Burst, make, named
 from pgsignals._channels import PROBE_CHANNEL
+from pgsignals._reentry import calls_out
 from pgsignals._types import Notification
 from pgsignals.errors import (
     ClosedError,
@@ -32,6 +34,7 @@ from pgsignals.errors import (
     ConnectionLostError,
     ConnectionStateError,
     EncodingError,
+    Error,
 )
 
 Connection: TypeAlias = psycopg.Connection[Any]
@@ -81,6 +84,16 @@ _REFUSED = re.compile(
 
 # A URI whose password has an unescaped slash: libpq takes the rest for the database's name.
 _MISREAD = re.compile(r"^\s*postgres(ql)?://[^/?]*/[^?]*@")
+
+# Words of a message that may be a part of a connection string, or of a URL.
+_QUOTED_BACK = re.compile(r"""(?<=invalid port number: )\S+|[^\s'"]*(?:@|=|://)[^\s'"]*""")
+
+_UNRESOLVED = {
+    socket.EAI_AGAIN: "Temporary failure in name resolution",
+    socket.EAI_FAIL: "Non-recoverable failure in name resolution",
+    socket.EAI_NODATA: "No address associated with hostname",
+    socket.EAI_NONAME: "Name or service not known",
+}
 
 # Connections of the parent that a forked child must never finish, warn about or reuse.
 _orphans: list[Connection] = []
@@ -647,23 +660,52 @@ def open_connection(
     raise ConnectError(reason)
 
 
-def call_connect(connect: Callable[[], object]) -> Connection:
+@calls_out
+def call_connect(connect: Callable[[], object], *, logged: bool) -> Connection:
     """A fresh connection from the user's *connect*, made to speak UTF8.  Blocks.
 
+    What *connect* raises may hold a secret in its text, such as a token in a URL.
+
+    :param logged: whether the reason goes further than to the caller of our API.
+    :raises ConnectError: with a reason that is ours, libpq's or the system's.
     :raises TypeError: it returned something else.
     """
     try:
         connection = connect()
-    except psycopg.ProgrammingError:
-        reason = "the connection string cannot be read"  # which psycopg's message repeats
-    except (psycopg.OperationalError, OSError) as exc:
-        reason = _one_line(exc)
+    except (psycopg.OperationalError, psycopg.ProgrammingError, OSError, Error) as exc:
+        reason = _reason(exc, logged=logged)
     else:
         given = check_connection(connection, "connect returned")
         if not given.closed:
             return _spoken(given)
         reason = "it returned a closed connection"
     raise ConnectError(f"connect failed: {reason}")
+
+
+def _reason(exc: Exception, *, logged: bool) -> str:
+    """Why a user's *connect* has failed, without secrets."""
+    kind = type(exc).__name__
+    if isinstance(exc, psycopg.ProgrammingError):
+        return "the connection string cannot be read"  # which psycopg's message repeats
+    if isinstance(exc, Error):
+        return str(exc) if _raised_in(exc, "pgsignals") else kind
+    if isinstance(exc, psycopg.OperationalError):
+        words = not logged or _raised_in(exc, "psycopg")
+        return _one_line(_QUOTED_BACK.sub("***", str(exc))) if words else kind
+    number = exc.errno if isinstance(exc, OSError) else None
+    known = _UNRESOLVED.get(number or 0) if isinstance(exc, socket.gaierror) else None
+    if known is None and number is not None and number in errno.errorcode:
+        known = os.strerror(number)
+    return f"{kind}: {known}" if known else kind
+
+
+def _raised_in(exc: BaseException, package: str) -> bool:
+    """Whether *exc* was raised by *package*, not only with a type of it."""
+    trace = exc.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = trace.tb_frame.f_globals.get("__name__") if trace is not None else ""
+    return str(module).partition(".")[0] == package
 
 
 def open_like(connection: Connection) -> Connection:
@@ -823,8 +865,8 @@ def needs_care(error: Exception) -> bool:
     return isinstance(error, ConnectError) and _REFUSED.search(str(error)) is not None
 
 
-def _one_line(exc: BaseException) -> str:
-    return "; ".join(line.strip() for line in str(exc).splitlines() if line.strip())
+def _one_line(told: object) -> str:
+    return "; ".join(line.strip() for line in str(told).splitlines() if line.strip())
 
 
 def _without_secrets(text: str, settings: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ from pgsignals._driver import Session
 from pgsignals._link import Events, Link, Settings, now_utc
 from pgsignals._states import State
 from pgsignals.database import Database
+from pgsignals.errors import ConnectError
 from pgsignals.manager import NotificationManager
 
 logger = logging.getLogger(__name__)
@@ -113,7 +114,7 @@ class Reader:
         try:
             threading.Thread(target=run, name=name, daemon=True).start()
         except RuntimeError as exc:
-            error = exc
+            error = ConnectError(f"no thread can be started ({exc}); raise the limit of processes")
             self.command(lambda: failed(error))
 
     def settled(self) -> None:

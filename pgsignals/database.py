@@ -15,7 +15,13 @@ from pgsignals._driver import SHARE, Session
 from pgsignals._fork import Birth
 from pgsignals._reentry import calls_out, reentered
 from pgsignals._types import Notification
-from pgsignals.errors import ClosedError, ConnectionLostError, ConnectionStateError, Error
+from pgsignals.errors import (
+    ClosedError,
+    ConnectError,
+    ConnectionLostError,
+    ConnectionStateError,
+    Error,
+)
 from pgsignals.manager import NotificationManager, calm_types, check_timeout
 
 T = TypeVar("T")
@@ -68,7 +74,7 @@ class Database:
     __slots__ = (
         *("__dict__", "__weakref__", "_arrived", "_backend_id", "_birth", "_connect", "_conninfo"),
         *("_host", "_listening", "_lock", "_lost", "_opening", "_params"),
-        *("_session", "_watchers", "_wrapped", "calm"),
+        *("_session", "_watchers", "_wrapped", "calm", "errands"),
     )
 
     def __init__(
@@ -102,6 +108,9 @@ class Database:
         self._backend_id: int | None = None
         self._lost: ConnectionLostError | None = None
         self._watchers: Watchers = ()
+        self.errands: dict[str, set[object]] = {}
+        """The threads of reactors that connect for this database or use what they have connected,
+        over all lives: each of a kind that is named, while it runs."""
         self.calm = False
         """Whether the last :meth:`drain` has met neither the end nor more than it took; for
         managers."""
@@ -164,10 +173,13 @@ class Database:
                 self._adopt(self.new_session())
         return self
 
-    def new_connection(self, within: float | None = None) -> _driver.Connection:
+    def new_connection(
+        self, within: float | None = None, *, logged: bool = False
+    ) -> _driver.Connection:
         """Another connection to the same database, nobody's yet.  Blocks.
 
         :param within: seconds for all hosts together; a user's ``connect=`` has its own.
+        :param logged: see :func:`pgsignals._driver.call_connect`.
         """
         if self._wrapped:
             raise ConnectionStateError(
@@ -176,7 +188,7 @@ class Database:
             )
         connect = self._connect
         if connect is not None:
-            return _driver.call_connect(connect)
+            return _driver.call_connect(connect, logged=logged)
         return _without_frames(
             lambda: _driver.open_connection(self._conninfo, self._params, within)
         )
@@ -186,11 +198,17 @@ class Database:
         session = self._session
         if self._wrapped and session is not None and not session.connection.closed:
             return _without_frames(lambda: _driver.open_like(session.connection))
-        return self.new_connection()
+        try:
+            return self.new_connection(logged=True)
+        except Error:
+            raise
+        except Exception as exc:  # noqa: BLE001 - whatever a user's connect= raises, here unasked
+            kind = type(exc).__name__
+        raise ConnectError(f"connect= raised {kind}")
 
     def new_session(self, within: float | None = None) -> Session:
         """A session on :meth:`new_connection`."""
-        connection = self.new_connection(within)
+        connection = self.new_connection(within, logged=within is not None)
         return _session_on(connection, shared=self._connect is not None)
 
     def sibling_session(self) -> Session:
