@@ -13,6 +13,7 @@ import os
 import re
 import socket
 import sys
+import time
 import warnings
 import weakref
 from collections import deque
@@ -563,20 +564,24 @@ class Session:
 
     def shutdown(self) -> None:
         """Make every thread that waits on the socket wake up and find the session ended."""
-        number = None
-        if self._lock.acquire(blocking=False):
-            try:
-                number = os.dup(self.pgconn.socket)
-            except (psycopg.OperationalError, OSError):
-                pass
-            finally:
-                self._lock.release()
-        else:
-            with contextlib.suppress(IndexError):
-                number = self._spares.pop()
-        if number is not None:
+        if (number := self._own_number()) is not None:
             with contextlib.suppress(OSError), socket.socket(fileno=number) as duplicate:
                 duplicate.shutdown(socket.SHUT_RDWR)
+
+    def _own_number(self) -> int | None:
+        """A number of the socket that is the caller's to close, or None."""
+        for _ in range(100):  # who has the lock and no spare, only reads or makes one
+            if self._lock.acquire(blocking=False):
+                try:
+                    return os.dup(self.pgconn.socket)
+                except (psycopg.OperationalError, OSError):
+                    return None
+                finally:
+                    self._lock.release()
+            with contextlib.suppress(IndexError):
+                return self._spares.pop()
+            time.sleep(0.001)
+        return None
 
     def leave(self) -> None:
         """It has ended."""
