@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -185,9 +186,10 @@ class Reactor:
         :raises ConnectError: no connection can be made.
         :raises UnsupportedServerError: LISTEN/NOTIFY cannot work there; says what to change.
         :raises ConnectionStateError: another reactor serves a database, or a connection is not in
-            autocommit, or is in a transaction.
+            autocommit, or is in a transaction; or no thread would run, under uWSGI.
         """
         self._check_fork()
+        _check_threads()
         if reentered():
             raise ConnectionStateError(
                 "start() from a finalizer, an OS signal handler or a logging handler that has "
@@ -413,6 +415,26 @@ class Reactor:
         if (life := self._life) is None or life.over:
             raise ClosedError(f"{what}: the reactor is not running; call start()")
         return life
+
+
+def _check_threads() -> None:
+    """Refuse a uWSGI that runs no threads of Python, between requests at least.
+
+    :raises ConnectionStateError: saying which option is missing.
+    """
+    uwsgi = sys.modules.get("uwsgi")  # made by uWSGI itself
+    options = getattr(uwsgi, "opt", None)
+    if not isinstance(options, dict):
+        return
+    runs = getattr(uwsgi, "has_threads", None)
+    if runs is None:  # an older one; "threads" turns them on, and so does an event loop
+        names = {name.decode() if isinstance(name, bytes) else name for name in options}
+        runs = names & {"enable-threads", "threads", "gevent", "asyncio"}
+    if not runs:
+        raise ConnectionStateError(
+            "start(): uWSGI runs no threads of Python, so nothing would ever arrive; "
+            "start it with --enable-threads"
+        )
 
 
 # -- arguments -----------------------------------------------------------------------------------
