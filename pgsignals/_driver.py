@@ -8,11 +8,13 @@ neighbours.  libpq's own calls, ``PQconsumeInput`` and ``PQnotifies``, do neithe
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import selectors
 import socket
 import sys
+import time
 import warnings
 import weakref
 from collections import deque
@@ -26,6 +28,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from pgsignals._burst import Burst, make, named
 from pgsignals._channels import PROBE_CHANNEL
+from pgsignals._reentry import calls_out
 from pgsignals._statements import clear_search_path
 from pgsignals._types import Notification
 from pgsignals.errors import (
@@ -34,6 +37,7 @@ from pgsignals.errors import (
     ConnectionLostError,
     ConnectionStateError,
     EncodingError,
+    Error,
 )
 
 Connection: TypeAlias = psycopg.Connection[Any]
@@ -86,6 +90,16 @@ _REFUSED = re.compile(
 
 # A URI whose password has an unescaped slash: libpq takes the rest for the database's name.
 _MISREAD = re.compile(r"^\s*postgres(ql)?://[^/?]*/[^?]*@")
+
+# Words of a message that may be a part of a connection string, or of a URL.
+_QUOTED_BACK = re.compile(r"""(?<=invalid port number: )\S+|[^\s'"]*(?:@|=|://)[^\s'"]*""")
+
+_UNRESOLVED = {
+    socket.EAI_AGAIN: "Temporary failure in name resolution",
+    socket.EAI_FAIL: "Non-recoverable failure in name resolution",
+    socket.EAI_NODATA: "No address associated with hostname",
+    socket.EAI_NONAME: "Name or service not known",
+}
 
 # Connections of the parent that a forked child must never finish, warn about or reuse.
 _orphans: list[Connection] = []
@@ -154,11 +168,11 @@ class Session:
     """
 
     __slots__ = (
-        *("__weakref__", "_arrived", "_canary_seen", "_client_encoding", "_fd", "_lock", "_names"),
-        *("_notice_handler", "_on_arrival", "_previous_handler", "_results"),
-        *("_submitted", "_watchful", "answers", "attentive", "backend_id", "broken", "connection"),
-        *("contended", "ended", "farewell", "heard", "more", "name", "pgconn", "shared"),
-        *("sqlstate", "unsent"),
+        *("__weakref__", "_arrived", "_canary_seen", "_client_encoding", "_doomed", "_forgotten"),
+        *("_lock", "_names", "_notice_handler", "_on_arrival", "_previous_handler", "_results"),
+        *("_socket", "_spares", "_submitted", "_watchful", "answers", "attentive", "backend_id"),
+        *("broken", "connection", "contended", "ended", "farewell", "heard", "more", "name"),
+        *("pgconn", "shared", "sqlstate", "unsent"),
     )
 
     def __init__(self, connection: Connection, *, shared: bool = True) -> None:
@@ -184,9 +198,14 @@ class Session:
         self.answers: deque[list[Result]] = deque()
         self._arrived: deque[Notification] = deque()
         self._on_arrival: weakref.WeakMethod[Callable[[], None]] | None = None
-        self._fd = connection.fileno()
         self._lock = connection.lock
+        self._forgotten = False
+        self._doomed = False  # close() has not had the lock: whoever has it closes
+        self._socket = _identity(self.pgconn.socket)
+        self._spares: list[int] = []  # at most one, and whoever takes it out owns it
         self.shared = shared
+        if shared:
+            self._keep_spare()
         self._watchful = True  # the next read has more to do than to read
         self._names = _names_in.setdefault("utf-8", _Names("utf-8"))
         self._canary_seen = self._names.latest_canary
@@ -200,12 +219,6 @@ class Session:
         self.pgconn.notify_handler = collector
         self._notice_handler = collector.notice
         connection.add_notice_handler(self._notice_handler)
-
-    def __del__(self) -> None:
-        # May run anywhere, so it takes no lock: attributes and a list of psycopg's are set.
-        if hasattr(self, "_notice_handler") and not self.ended:
-            with contextlib.suppress(Exception):
-                self.release()
 
     def check_idle(self) -> None:
         """Refuse a connection on which nothing would arrive.
@@ -236,6 +249,11 @@ class Session:
     def share(self) -> None:
         """Others may run statements on it from now on, such as SET client_encoding."""
         self.shared = self._watchful = True
+        if self._lock.acquire(timeout=_PATIENCE):  # else somebody runs one of ours, with a spare
+            try:
+                self._keep_spare()
+            finally:
+                self._lock.release()
 
     def deliver(self, arrived: deque[Notification], on_arrival: Callable[[], None]) -> None:
         """Say who gets what comes along with statements that run on the connection.
@@ -330,6 +348,8 @@ class Session:
                 self._read(fresh, share, reads or READS)
         finally:
             lock.release()
+            if self._doomed:
+                self.close()
 
     def _is_readable(self) -> bool:
         """Whether a byte has come, or the end of the stream; with the lock held."""
@@ -359,7 +379,7 @@ class Session:
             taken, much = self._take_notifies(fresh, room)
             if self._watchful:
                 if self.farewell:
-                    self.ended = True  # the server has said so; the end of the stream only follows
+                    self.leave()  # the server has said so; the end of the stream only follows
                 if self.ended:
                     break
                 # What followed an answer in the same packet is still in the buffer.
@@ -420,7 +440,8 @@ class Session:
         return taken, True
 
     def _end(self, exc: psycopg.Error) -> None:
-        self.ended = self._watchful = True
+        self._watchful = True
+        self.leave()
         self.sqlstate = self.sqlstate or exc.sqlstate
         self.farewell = self.farewell or _one_line(exc)
 
@@ -434,6 +455,10 @@ class Session:
         :raises ConnectionLostError: the session has ended.
         """
         lost = None
+        spare = None
+        if not self.shared:
+            with self._lock:
+                spare = self._keep_spare()
         try:
             cursor = psycopg.Cursor(self.connection, row_factory=psycopg.rows.tuple_row)
             cursor.execute(self._encode(sql), params, prepare=False)
@@ -445,6 +470,11 @@ class Session:
             while (notify := self.pgconn.notifies()) is not None:
                 self._collect(notify)
             lost = self.lost()
+        finally:
+            if spare is not None and not self.shared:
+                self._drop_spare()
+            if self._doomed:
+                self.close()
         raise lost  # outside the block: a chained psycopg error would carry the password
 
     def _encode(self, sql: str) -> bytes:
@@ -523,6 +553,8 @@ class Session:
             self._end(exc)
         finally:
             self._lock.release()
+            if self._doomed:
+                self.close()
         return True
 
     def _is_free(self) -> bool:
@@ -569,45 +601,132 @@ class Session:
     # -- the end ---------------------------------------------------------------------------------
 
     def fileno(self) -> int:
-        """The socket's file number."""
-        return self._fd
+        """The socket's file number.
+
+        :raises ClosedError: there is none any more.
+        """
+        try:
+            return self.pgconn.socket
+        except psycopg.OperationalError:
+            pass
+        raise ClosedError(f"the session with {self.name} has ended; it has no socket any more")
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a thread runs a statement on it, or reads."""
+        return self._lock.locked()
+
+    # libpq closes the socket whenever it finds it broken, and the number is soon a stranger's.  So
+    # a number is asked of libpq under the lock, or is a spare, a duplicate that is ours.  A spare
+    # is only kept while somebody else can hold the lock for long: a manager may have thousands of
+    # sessions, and no process has so many file numbers to spare.
+
+    def _keep_spare(self) -> int | None:
+        """Have a duplicate of the socket from now on; called with the lock held."""
+        if self._spares or self.ended:
+            return None
+        try:
+            spare = os.dup(self.pgconn.socket)
+        except (psycopg.OperationalError, OSError):  # it has ended, or no number is left
+            return None
+        self._spares.append(spare)
+        return spare
+
+    def _drop_spare(self) -> None:
+        with contextlib.suppress(IndexError):
+            self._close_copy(self._spares.pop())
+
+    def _close_copy(self, number: int) -> None:
+        # In a forked child, which may have closed all that it inherited, a number of ours may be
+        # a stranger's, too.
+        with contextlib.suppress(OSError):
+            if _identity(number) == self._socket:
+                os.close(number)
+
+    def __del__(self) -> None:
+        # May run anywhere, so it takes no lock.
+        if hasattr(self, "_notice_handler") and not self.ended:
+            with contextlib.suppress(Exception):
+                self.release()  # its owner may have it still
+        if hasattr(self, "_spares"):
+            self._drop_spare()
 
     def shutdown(self) -> None:
         """Make every thread that waits on the socket wake up and find the session ended."""
-        with contextlib.suppress(OSError):
-            duplicate = socket.socket(fileno=os.dup(self._fd))
-            with duplicate:
+        if (number := self._own_number()) is not None:
+            with contextlib.suppress(OSError), socket.socket(fileno=number) as duplicate:
                 duplicate.shutdown(socket.SHUT_RDWR)
 
-    def close(self) -> None:
-        """End the session, from any thread; a statement that runs on it fails."""
+    def _own_number(self) -> int | None:
+        """A number of the socket that is the caller's to close, or None."""
+        for _ in range(100):  # who has the lock and no spare, only reads or makes one
+            if self._lock.acquire(blocking=False):
+                try:
+                    return os.dup(self.pgconn.socket)
+                except (psycopg.OperationalError, OSError):
+                    return None
+                finally:
+                    self._lock.release()
+            with contextlib.suppress(IndexError):
+                return self._spares.pop()
+            time.sleep(0.001)
+        return None
+
+    def leave(self) -> None:
+        """It has ended."""
+        self.ended = True
+        self._drop_spare()
+
+    def close(self, within: float = 1.0) -> None:
+        """End the session, from any thread; a statement that runs on it fails.
+
+        No thread may enter libpq while another one is inside.  Where that does not come out, such
+        as a suspended generator of psycopg's, the socket is shut down, so that the session has
+        ended for the server and for us; libpq's memory and file number are given back by our own
+        code when it comes out, or by the collector when nobody has the connection any more.
+
+        :param within: seconds to wait for such a thread, 0 if it may be the calling one.
+        """
         lock = self._lock
-        held = lock.acquire(timeout=_PATIENCE)
+        held = lock.acquire(timeout=min(_PATIENCE, within))
         if not held:
+            self._doomed = True
             self.shutdown()
-            held = lock.acquire(timeout=1.0)  # or its holder is a suspended generator of ours
+            held = lock.acquire(timeout=within)
+        self.leave()
+        if not held:
+            self.connection._pool = None  # as in forget()
+            return
         try:
-            self.ended = True
+            self._doomed = False
             self.connection.close()
             self.pgconn.finish()  # psycopg leaves a broken one to the garbage collector
         finally:
-            if held:
-                lock.release()
+            lock.release()
 
     def release(self) -> None:
         """Give a connection back to its owner as it was."""
-        self.ended = True
+        self.leave()
         self.pgconn.notify_handler = self._previous_handler
         with contextlib.suppress(ValueError):  # its owner has taken it away
             self.connection.remove_notice_handler(self._notice_handler)
 
     def forget(self) -> None:
         """In a forked child: drop the socket without a word to the server."""
-        self.ended = True
+        if self._forgotten:
+            return
+        self.ended = self._forgotten = True
         _orphans.append(self.connection)
         self.connection._pool = None  # psycopg warns of open connections, save those of a pool
-        with contextlib.suppress(OSError):
-            os.close(self._fd)
+        self._drop_spare()
+        with contextlib.suppress(psycopg.OperationalError):
+            self._close_copy(self.pgconn.socket)
+
+
+def _identity(number: int) -> tuple[int, int]:
+    """What tells a socket from every other one, whatever numbers they have."""
+    status = os.fstat(number)
+    return status.st_dev, status.st_ino
 
 
 # -- opening -------------------------------------------------------------------------------------
@@ -636,17 +755,20 @@ def open_connection(
     raise ConnectError(reason)
 
 
-def call_connect(connect: Callable[[], object]) -> Connection:
+@calls_out
+def call_connect(connect: Callable[[], object], *, logged: bool) -> Connection:
     """A fresh connection from the user's *connect*, made to speak UTF8.  Blocks.
 
+    What *connect* raises may hold a secret in its text, such as a token in a URL.
+
+    :param logged: whether the reason goes further than to the caller of our API.
+    :raises ConnectError: with a reason that is ours, libpq's or the system's.
     :raises TypeError: it returned something else.
     """
     try:
         connection = connect()
-    except psycopg.ProgrammingError:
-        reason = "the connection string cannot be read"  # which psycopg's message repeats
-    except (psycopg.OperationalError, OSError) as exc:
-        reason = _one_line(exc)
+    except (psycopg.OperationalError, psycopg.ProgrammingError, OSError, Error) as exc:
+        reason = _reason(exc, logged=logged)
     else:
         given = check_connection(connection, "connect returned")
         if isinstance(given.pgconn.notify_handler, _Collector):
@@ -656,6 +778,32 @@ def call_connect(connect: Callable[[], object]) -> Connection:
         else:
             return _spoken(given)
     raise ConnectError(f"connect failed: {reason}")
+
+
+def _reason(exc: Exception, *, logged: bool) -> str:
+    """Why a user's *connect* has failed, without secrets."""
+    kind = type(exc).__name__
+    if isinstance(exc, psycopg.ProgrammingError):
+        return "the connection string cannot be read"  # which psycopg's message repeats
+    if isinstance(exc, Error):
+        return str(exc) if _raised_in(exc, "pgsignals") else kind
+    if isinstance(exc, psycopg.OperationalError):
+        words = not logged or _raised_in(exc, "psycopg")
+        return _one_line(_QUOTED_BACK.sub("***", str(exc))) if words else kind
+    number = exc.errno if isinstance(exc, OSError) else None
+    known = _UNRESOLVED.get(number or 0) if isinstance(exc, socket.gaierror) else None
+    if known is None and number is not None and number in errno.errorcode:
+        known = os.strerror(number)
+    return f"{kind}: {known}" if known else kind
+
+
+def _raised_in(exc: BaseException, package: str) -> bool:
+    """Whether *exc* was raised by *package*, not only with a type of it."""
+    trace = exc.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = trace.tb_frame.f_globals.get("__name__") if trace is not None else ""
+    return str(module).partition(".")[0] == package
 
 
 def open_like(connection: Connection) -> Connection:
@@ -815,8 +963,8 @@ def needs_care(error: Exception) -> bool:
     return isinstance(error, ConnectError) and _REFUSED.search(str(error)) is not None
 
 
-def _one_line(exc: BaseException) -> str:
-    return "; ".join(line.strip() for line in str(exc).splitlines() if line.strip())
+def _one_line(told: object) -> str:
+    return "; ".join(line.strip() for line in str(told).splitlines() if line.strip())
 
 
 def _without_secrets(text: str, settings: Mapping[str, Any]) -> str:

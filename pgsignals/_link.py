@@ -61,6 +61,11 @@ CONNECT_LIMIT = 15.0
 #: Seconds for an attempt to connect, however rare the probes are.
 LONGEST_CONNECT = 600.0
 
+#: Threads of one kind that may hang for one database: a second one, as the first may do so
+#: alone; and how often to look whether one of another reactor's life has returned, in seconds.
+HANGING = 2
+LOOK_AT_HANGING = 1.0
+
 #: How soon to try again to send what a full socket did not take, in seconds.
 UNSENT = 0.02
 
@@ -182,6 +187,7 @@ class Link:
         self.notifies_later = False  # a handler has, in a transaction whose commit nobody sees
         self._reader = reader
         self._settings = settings
+        self._told_hanging: set[str] = set()
         self._backoff = Backoff(*settings.backoff)
         self._attempt = 0
         self._sessions = 0
@@ -320,7 +326,37 @@ class Link:
     def _spawn(
         self, what: str, run: Callable[[], None], failed: Callable[[Exception], None]
     ) -> None:
-        self._reader.spawn(what, run, lambda exc: self.guarded(lambda: failed(exc)))
+        """Run what may hang for ever in a user's ``connect=`` on a thread beside the reader."""
+        self._told_hanging.discard(what)
+        errands, this = self.database.errands.setdefault(what, set()), object()
+        errands.add(this)
+
+        def errand() -> None:
+            try:
+                run()
+            finally:
+                errands.discard(this)
+                self._reader.command(lambda: None)  # another one may wait for us
+
+        def none(error: Exception) -> None:
+            errands.discard(this)
+            self.guarded(lambda: failed(error))
+
+        self._reader.spawn(what, errand, none)
+
+    def _hang(self, what: str) -> bool:
+        """Whether so many threads of a kind hang that another one would only join them; says so
+        once."""
+        if len(self.database.errands.get(what, ())) < HANGING:
+            return False
+        if what not in self._told_hanging:
+            self._told_hanging.add(what)
+            self.last_error = (
+                f"{HANGING} threads hang in connect= or in libpq ({what}); "
+                "no other one is started until one of them returns"
+            )
+            logger.warning("%s: %s", self.database.name, self.last_error)
+        return True
 
     def _misfortune(self, error: Exception) -> None:
         """A step of ours has raised: give the session up, and begin with another one."""
@@ -330,7 +366,7 @@ class Link:
             self.error = self.error or error
         if self.session is not None:
             self.fail("ended", self.last_error)
-            self.session.ended = True
+            self.session.leave()
             self._reader.look_at(self)
         elif self.state is not State.STOPPED and self.error is None:
             self._attempt += 1
@@ -340,6 +376,9 @@ class Link:
 
     def connect(self) -> None:
         """Begin an attempt, on a thread of its own."""
+        if self._reader.starting and self._hang("connect"):
+            self.refused(ConnectError(self.last_error or ""))
+            return
         self._attempt += 1
         limit = self._connect_limit
         self.connect_by = time.monotonic() + limit
@@ -406,7 +445,7 @@ class Link:
         """An attempt has failed."""
         self._attempt += 1  # what is still on its way is not wanted any more
         self.happen(Event.REFUSED)
-        # What a user's connect= raises may hold a secret in its text.
+        # What a user's connect= raises may hold a secret in its text: ours do not.
         ours = isinstance(error, Error)
         self.last_error = str(error) if ours else f"connect= raised {type(error).__name__}"
         if self._reader.starting or self.database.wrapped:
@@ -830,7 +869,8 @@ class Link:
         :param looked: when the sockets were last read; only what was due by then is late, as the
             reader itself may have been stopped for a while.
         """
-        if self.state is State.WAITING and self.error is None and now >= self.retry_at:
+        due = self.state is State.WAITING and self.error is None and now >= self.retry_at
+        if due and not self._hang("connect"):
             self.happen(Event.DUE)
             self.connect()
         elif self.state is State.CONNECTING and now >= self.connect_by:
@@ -860,7 +900,8 @@ class Link:
             self._probe_at = None
             self._proof.sent(now_utc())
             self._probe(self._probed)
-        if self.state is State.LISTENING and self._canary_asked is None and now >= self._canary_at:
+        due = self.state is State.LISTENING and self._canary_asked is None
+        if due and now >= self._canary_at and not self._hang("canary"):
             self._send_canary()
         if self.control.silent_for(now) >= self._settings.probe_timeout:
             self.control.shutdown()
@@ -883,13 +924,13 @@ class Link:
         """When :meth:`tick` has something to do, as ``time.monotonic()``."""
         due = [now + 3600.0, self._canary_unsent_at, self._lag_due]
         if self.state is State.WAITING and self.error is None:
-            due.append(self.retry_at)
+            due.append(self._no_sooner("connect", now, self.retry_at))
         if self.state is State.CONNECTING:
             due.append(self.connect_by)
         if self.session is not None and self.session.unsent:
             due.append(now + UNSENT)
         if self.state is State.LISTENING and self._canary_asked is None:
-            due.append(self._canary_at)
+            due.append(self._no_sooner("canary", now, self._canary_at))
         if self._question is None:
             due += [] if self._probe_at is None else [self._probe_at]
         later = (self._answer_by, self._canary_by, self._again_at)
@@ -898,6 +939,11 @@ class Link:
             silent = self.control.silent_for(now)
             due.append(now + self._settings.probe_timeout - silent if silent else expires)
         return max(min(due), now + 0.001)
+
+    def _no_sooner(self, what: str, now: float, at: float) -> float:
+        """*at*, or a while later where threads hang, of which one may return unheard."""
+        hang = len(self.database.errands.get(what, ())) >= HANGING
+        return max(at, now + LOOK_AT_HANGING) if hang else at
 
     def _probed(self, results: list[Result]) -> None:
         now = time.monotonic()
@@ -932,7 +978,8 @@ class Link:
                     "; ".join(str(row[0]) for row in holders) or "none found",
                 )
 
-            self._reader.spawn("queue", run, lambda _: None)
+            if not self.database.errands.get("queue"):
+                self._spawn("queue", run, lambda _: None)
 
     def _heard(self, results: list[Result]) -> set[str]:
         """The channels that the server has told on the session."""
@@ -992,6 +1039,9 @@ class Link:
     def _send_canary(self) -> None:
         self._canary_asked = asked = time.monotonic()
         session = self.session
+        if self._hang("canary"):
+            self._canary_sent(session, asked, TimeoutError("the threads before it hang"))
+            return
 
         def run() -> None:
             error: Exception | None = None

@@ -20,6 +20,7 @@ from pgsignals._link import Events, Link, Settings, now_utc
 from pgsignals._log import Log
 from pgsignals._states import State
 from pgsignals.database import Database
+from pgsignals.errors import ConnectError
 from pgsignals.manager import NotificationManager
 
 logger = Log(__name__)
@@ -117,7 +118,7 @@ class Reader:
         try:
             threading.Thread(target=run, name=name, daemon=True).start()
         except RuntimeError as exc:
-            error = exc
+            error = ConnectError(f"no thread can be started ({exc}); raise the limit of processes")
             self.command(lambda: failed(error))
 
     def settled(self) -> None:
@@ -126,10 +127,9 @@ class Reader:
             self._changed.notify_all()
 
     def stop(self) -> None:
-        """Make :meth:`run` return."""
+        """Make :meth:`run` return.  Takes no lock; the reader wakes those who wait for it."""
         self.stopping = True
         self._backlog.release_reader()
-        self.settled()
         self._disturb()
 
     def look_by(self, at: float) -> None:
@@ -276,10 +276,27 @@ class Reader:
             told = ", ".join(unanswered)
             logger.warning("stop: what was notified may not have arrived yet from %s", told)
 
-    def close(self) -> None:
-        """Close what handlers could still use; a session that comes too late is closed, too."""
+    def forget(self) -> None:
+        """In a forked child: drop the sockets without a word to the server."""
+        for link in self.links:
+            link.control.forget()
+            if link.session is not None:
+                link.session.forget()
+            link.database.forget()
+        self._manager.close()
+
+    def close(self, by: float) -> None:
+        """Close what handlers could still use; a session that comes too late is closed, too.
+
+        :param by: until when to wait, over all links, for threads that use a connection.
+        """
         self._over = True
+        for link in self.links:
+            if link.state is not State.STOPPED:  # finish() has failed
+                link.guarded(partial(link.stop, give_back=link.database.wrapped))
         self._obey()
         for link in self.links:
-            link.control.close()
+            link.control.begin_close()
+        for link in self.links:
+            link.control.close(by)
         self._manager.close()

@@ -352,7 +352,11 @@ class NotificationManager:
             seconds = 0  # there is something to say already, or to read
         elif seconds is not None:
             seconds = min(seconds, _LONGEST_WAIT)
-        for key, _ in self._selector.select(seconds):
+        began = time.monotonic() if seconds else 0.0
+        ready = self._selector.select(seconds)
+        if not ready and (seconds is None or (seconds and time.monotonic() - began < seconds)):
+            self._renew_selector()
+        for key, _ in ready:
             if key.data is None:
                 self._waker.clear()
             elif not again or key.data not in again:
@@ -466,6 +470,19 @@ class NotificationManager:
             self._drain(member)
             self._unwatch(member)
             self._bury(member)
+
+    def _renew_selector(self) -> None:
+        """The kernel has woken us for a socket that nobody watches any more.  It was closed before
+        it could be taken out of the selector, and a forked child that has inherited it keeps it
+        alive: nothing but another selector would end that."""
+        self._selector.close()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._waker, selectors.EVENT_READ)
+        for member, number in self._watched.items():
+            try:
+                self._selector.register(number, selectors.EVENT_READ, member)
+            except (OSError, ValueError, KeyError):  # look at it again
+                self._touched.append(member)
 
     def _unregister(self, member: Any) -> None:
         number = self._watched.pop(member)

@@ -25,6 +25,7 @@ LEVELS: list[set[str]] = [
         "_fork",
         "_handlers",
         "_log",
+        "_reentry",
         "_statements",
         "_states",
         "_waker",

@@ -14,6 +14,7 @@ import pytest
 
 from pgsignals import ConnectError, ConnectionStateError, Database, Gap, Notification, Reactor
 from tests.support.admin import Admin
+from tests.support.arrivals import payloads, take
 from tests.support.waiting import Background, is_readable, wait_until
 
 QUICK: dict[str, Any] = {"probe_interval": 0.05, "probe_timeout": 5.0}
@@ -199,10 +200,9 @@ def test_owner_of_a_wrapped_connection_has_its_handlers_back_when_it_is_dropped(
     wrapped.execute(f"LISTEN {channel}")
     database = Database.wrap(wrapped)
     admin.notify(channel, "ours")
-    drain = database.drain
-    wait_until(lambda: [one.payload for one in drain()] == ["ours"])
+    assert payloads(take(database, 1)) == ["ours"]
     handlers = len(wrapped._notice_handlers)
-    del database, drain
+    del database
     gc.collect()
     admin.notify(channel, "theirs")
     wait_until(lambda: wrapped.execute("SELECT 1") and heard)
