@@ -808,7 +808,8 @@ def _raised_in(exc: BaseException, package: str) -> bool:
 
 def open_like(connection: Connection) -> Connection:
     """Another connection to where *connection* leads, as the same user.  Blocks."""
-    return open_connection(connection.info.dsn, {"password": connection.info.password or None})
+    params = {"password": connection.info.password or None, "client_encoding": "UTF8"}
+    return open_connection(connection.info.dsn, params)
 
 
 def check_connection(connection: object, what: str) -> Connection:

@@ -285,8 +285,9 @@ class Link:
             self._held.put(burst, self.proven_since, now_utc())
             return Burst()
         if self._held:
-            self.received += self._held.received - len(self._held)
+            received = self._held.received
             held, self.dropped_early = self._held.take(self.proven_since, now_utc())
+            self.received += received - len(held)  # the rest is counted when it is queued
             held += burst
             return held
         return burst
@@ -364,15 +365,25 @@ class Link:
         logger.critical("%s: %s", self.database.name, self.last_error, exc_info=error)
         if self._reader.starting or self.database.wrapped:
             self.error = self.error or error
-        if self.session is not None:
+        if self.session is not None and not self.session.ended:
             self.fail("ended", self.last_error)
             self.session.leave()
-            self._reader.look_at(self)
+            self._reader.look_at(self)  # ended() follows
         elif self.state is not State.STOPPED and self.error is None:
-            self._attempt += 1
-            self.state = State.WAITING
-            self._expect_nothing()
-            self._retry_later(self.last_error)
+            self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """Where :meth:`ended` or an attempt has raised, and nothing else would follow."""
+        session, self.session = self.session, None
+        if session is not None:
+            session.close()
+        if self.state is State.LISTENING:
+            self._missed_since = self._missed_since or self._proof.since
+            self._reader.events.lost(self, "ended", ConnectionLostError(self.last_error or ""))
+        self.state = State.WAITING
+        self._attempt += 1
+        self._expect_nothing()
+        self._retry_later(self.last_error or "")
 
     def connect(self) -> None:
         """Begin an attempt, on a thread of its own."""

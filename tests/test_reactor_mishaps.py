@@ -333,7 +333,7 @@ def test_bug_in_one_link_costs_its_session_alone_and_is_loud(
     assert all(record.exc_info for record in loud)
 
 
-@pytest.mark.parametrize("where", ["_turn", "_deliver", "finish", "close"])
+@pytest.mark.parametrize("where", ["_turn", "_deliver", "finish"])
 def test_end_of_the_reader_ends_the_reactor_loudly_and_lets_everybody_go(
     dsn: str,
     channel: str,
