@@ -29,6 +29,7 @@ from pgsignals._statements import (
     ROUND_TRIP,
     UNGUARD,
     WHO,
+    describe_holder,
     digest_of,
     guard,
 )
@@ -596,7 +597,7 @@ class Link:
             return
         self._proof.answered()
         self._probe_at = now + (self._settings.probe_interval or 0.0) - self.probe_seconds
-        if int(digest) == digest_of(self._active | self._foreign):
+        if digest == digest_of(self._active | self._foreign):
             self.reconcile()
         else:
             self._submit(LISTENING, self._mend)
@@ -608,15 +609,15 @@ class Link:
 
             def run() -> None:
                 try:
-                    holders = self.control.query(QUEUE_HOLDERS)
+                    holders = [describe_holder(row) for row in self.control.query(QUEUE_HOLDERS)]
                 except Exception as exc:  # noqa: BLE001 - as connect()
-                    holders = [(f"unknown: {type(exc).__name__}",)]
+                    holders = [f"unknown: {type(exc).__name__}"]
                 logger.warning(
                     "%s: the notification queue is %.0f %% full; when it is full, every NOTIFY "
                     "fails.  Sessions that may hold it: %s",
                     self.database.name,
                     100 * usage,
-                    "; ".join(str(row[0]) for row in holders) or "none found",
+                    "; ".join(holders) or "none found",
                 )
 
             self._reader.spawn("queue", run, lambda _: None)
