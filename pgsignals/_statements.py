@@ -65,8 +65,9 @@ QUEUE_USAGE = "pg_catalog.pg_notification_queue_usage()"
 IN_RECOVERY = "pg_catalog.pg_is_in_recovery()"
 # The hash of all names tells whether the session still listens to what it should, at any number.
 DIGEST = (
-    "(SELECT pg_catalog.encode(pg_catalog.sha256(pg_catalog.string_agg(n, "
-    "pg_catalog.decode('00'::pg_catalog.text, 'hex'::pg_catalog.text) ORDER BY n)), "
+    "(SELECT pg_catalog.encode(pg_catalog.sha256(coalesce(pg_catalog.string_agg(n, "
+    "pg_catalog.decode('00'::pg_catalog.text, 'hex'::pg_catalog.text) ORDER BY n), "
+    "pg_catalog.decode(''::pg_catalog.text, 'hex'::pg_catalog.text))), "
     f"'hex'::pg_catalog.text) FROM (SELECT {_NAME} "
     "FROM pg_catalog.pg_listening_channels() AS t(c)) AS t(n))"
 )
@@ -105,6 +106,6 @@ def describe_holder(row: Sequence[object]) -> str:
 
 
 def digest_of(channels: Iterable[str]) -> str:
-    """What :data:`DIGEST` says of a session that listens to *channels*: ``""`` for none."""
+    """What :data:`DIGEST` says of a session that listens to *channels*."""
     names = sorted(channel.encode("utf-8", "surrogateescape") for channel in channels)
-    return hashlib.sha256(b"\0".join(names)).hexdigest() if names else ""
+    return hashlib.sha256(b"\0".join(names)).hexdigest()
