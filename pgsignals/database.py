@@ -390,9 +390,7 @@ class Database:
             raise self._not_open()
         fresh: list[Notification] = []
         session.read_into(fresh, SHARE)
-        self.calm = not (session.more or session.ended)
-        if session.contended:  # whoever has it may meet its end
-            self._tell_watchers()
+        self.calm = not (session.more or session.ended or session.contended)
         if session.ended:
             self._note_end(session)
         return fresh
@@ -402,6 +400,13 @@ class Database:
         """Whether the last :meth:`drain` has left something of a flood; for managers."""
         session = self._session
         return session is not None and session.more and not session.ended
+
+    @property
+    def contended(self) -> bool:
+        """Whether the last :meth:`drain` found the connection in use by a thread that runs a
+        statement, and takes what arrives; for managers."""
+        session = self._session
+        return session is not None and session.contended
 
     def add_watcher(self, watcher: Any) -> None:
         """Have ``watcher.touched(self)`` called when this database is closed or opened or has

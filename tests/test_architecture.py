@@ -24,6 +24,7 @@ LEVELS: list[set[str]] = [
         "_channels",
         "_fork",
         "_handlers",
+        "_log",
         "_statements",
         "_states",
         "_waker",
