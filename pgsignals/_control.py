@@ -62,7 +62,7 @@ class Control:
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
         """The rows of *sql*; blocks and raises as :meth:`notify`."""
-        return self._run(lambda session: session.query(sql))
+        return self._run(lambda session: session.query_text(sql))
 
     def _run(self, statement: Callable[[Session], T]) -> T:
         if self._holder == threading.get_ident():

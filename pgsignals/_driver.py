@@ -489,6 +489,13 @@ class Session:
             return False
         return True
 
+    def query_text(self, sql: str) -> list[tuple[Any, ...]]:
+        """As :meth:`query`, with text as ``str`` also where SQL_ASCII is spoken."""
+        return [
+            tuple(self.text(value) if isinstance(value, bytes) else value for value in row)
+            for row in self.query(sql)
+        ]
+
     def text(self, value: str | bytes) -> str:
         """A value of :meth:`query` as text; psycopg leaves bytes where SQL_ASCII is spoken."""
         return value if isinstance(value, str) else value.decode("utf-8", "surrogateescape")

@@ -31,6 +31,7 @@ from pgsignals._statements import (
     QUEUE_HOLDERS,
     UNGUARD,
     WHO,
+    describe_holder,
     digest_of,
     guard,
     round_trip,
@@ -965,7 +966,7 @@ class Link:
             self._watch_queue(float(usage))
         if in_recovery == "t":
             self.fail("ended", "the server has become a standby")
-        elif digest and int(digest) != digest_of(self._active | self._foreign):
+        elif digest and digest != digest_of(self._active | self._foreign):
             self._submit(LISTENING, self._mend, refused=lambda _: self._mend([]))
         else:
             self._proof.answered()
@@ -978,15 +979,15 @@ class Link:
 
             def run() -> None:
                 try:
-                    holders = self.control.query(QUEUE_HOLDERS)
+                    holders = [describe_holder(row) for row in self.control.query(QUEUE_HOLDERS)]
                 except Exception as exc:  # noqa: BLE001 - as connect()
-                    holders = [(f"unknown: {type(exc).__name__}",)]
+                    holders = [f"unknown: {type(exc).__name__}"]
                 logger.warning(
                     "%s: the notification queue is %.0f %% full; when it is full, every NOTIFY "
                     "fails.  Sessions that may hold it: %s",
                     self.database.name,
                     100 * usage,
-                    "; ".join(str(row[0]) for row in holders) or "none found",
+                    "; ".join(holders) or "none found",
                 )
 
             if not self.database.errands.get("queue"):

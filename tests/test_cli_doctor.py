@@ -14,6 +14,7 @@ import psycopg
 import pytest
 
 from pgsignals import Database
+from pgsignals._statements import ROUND_TRIP, round_trip
 from pgsignals.cli import _checks
 from pgsignals.cli._checks import examine
 from pgsignals.cli._findings import Finding
@@ -329,6 +330,24 @@ def test_listeners_are_counted_by_what_they_did_last(dsn: str, channel: str) -> 
 
     assert check.facts["listeners"] == before + 1
     assert "ear" in check.detail
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        ROUND_TRIP,
+        round_trip([]),
+        "SELECT pg_notification_queue_usage(), pg_is_in_recovery(), NULL",  # of 0.1.0
+    ],
+)
+def test_reactor_is_known_by_its_round_trip(dsn: str, statement: str) -> None:
+    before = examined(dsn)["sessions"].facts["listeners"]
+    with psycopg.connect(dsn, application_name="reactor", autocommit=True) as connection:
+        connection.execute(statement.encode())
+        check = examined(dsn)["sessions"]
+
+    assert check.facts["listeners"] == before + 1
+    assert "reactor" in check.detail
 
 
 @pytest.fixture
