@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import selectors
 import socket
 import sys
 import warnings
@@ -20,11 +21,12 @@ from itertools import islice, repeat
 from typing import Any, NamedTuple, TypeAlias
 
 import psycopg
-from psycopg import pq
+from psycopg import generators, pq
 from psycopg.conninfo import conninfo_to_dict
 
 from pgsignals._burst import Burst, make, named
 from pgsignals._channels import PROBE_CHANNEL
+from pgsignals._statements import clear_search_path
 from pgsignals._types import Notification
 from pgsignals.errors import (
     ClosedError,
@@ -58,10 +60,13 @@ CHUNK = 200
 #: A read of fewer bytes has found the socket's end.
 SMALL = 4096
 
+# epoll and kqueue would need a file of their own for one look.
+_Poll: type[selectors.BaseSelector] = getattr(selectors, "PollSelector", selectors.SelectSelector)
+
 #: libpq's default is to wait for ever, psycopg's 130 seconds.
 CONNECT_TIMEOUT = 10
 
-#: How long a read waits for a thread that runs a statement on the same session, in seconds.
+#: How long an end waits for a thread that runs a statement on the same session, in seconds.
 _PATIENCE = 0.01
 
 _PROBE = PROBE_CHANNEL.encode()
@@ -119,6 +124,26 @@ class _Names(dict[bytes, str]):
 _names_in: dict[str, _Names] = {}
 
 
+class _Collector:
+    """What libpq and psycopg call for a session.
+
+    Neither may hold it: a cycle would outlive ``close()``.
+    """
+
+    __slots__ = ("_session",)
+
+    def __init__(self, session: Session) -> None:
+        self._session = weakref.ref(session)
+
+    def __call__(self, notify: pq.PGnotify) -> None:
+        if (session := self._session()) is not None:
+            session._collect(notify)
+
+    def notice(self, diagnostic: psycopg.errors.Diagnostic) -> None:
+        if (session := self._session()) is not None:
+            session._notice(diagnostic)
+
+
 class Session:
     """One open connection and what arrives on it.
 
@@ -131,9 +156,9 @@ class Session:
     __slots__ = (
         *("__weakref__", "_arrived", "_canary_seen", "_client_encoding", "_fd", "_lock", "_names"),
         *("_notice_handler", "_on_arrival", "_previous_handler", "_results"),
-        *("_submitted", "_watchful", "answers", "backend_id", "broken", "connection", "contended"),
-        *("ended", "farewell", "more", "name", "pgconn", "shared", "sqlstate"),
-        "unsent",
+        *("_submitted", "_watchful", "answers", "attentive", "backend_id", "broken", "connection"),
+        *("contended", "ended", "farewell", "heard", "more", "name", "pgconn", "shared"),
+        *("sqlstate", "unsent"),
     )
 
     def __init__(self, connection: Connection, *, shared: bool = True) -> None:
@@ -141,6 +166,11 @@ class Session:
             raise ClosedError("the connection is closed; open a new one")
         self.connection = connection
         self.pgconn = connection.pgconn
+        if isinstance(self.pgconn.notify_handler, _Collector):
+            raise ConnectionStateError(
+                "the connection is in use by another Database of pgsignals, which would take what "
+                "arrives; close that one first, or open another connection"
+            )
         self.check_idle()
         self.backend_id = connection.info.backend_pid
         self.name = _place(connection.info.host, connection.info.port, connection.info.dbname)
@@ -163,21 +193,19 @@ class Session:
         self._client_encoding: bytes | None = None
         self._submitted = False
         self._results: list[Result] = []
+        self.attentive = False  # somebody waits for a sign of life, and each read notes it
+        self.heard = False  # when the last read began, the socket had something
         self._previous_handler = self.pgconn.notify_handler
-        # Neither libpq's connection nor psycopg's may hold us: a cycle would outlive close().
-        me = weakref.ref(self)
+        collector = _Collector(self)
+        self.pgconn.notify_handler = collector
+        self._notice_handler = collector.notice
+        connection.add_notice_handler(self._notice_handler)
 
-        def collect(notify: pq.PGnotify) -> None:
-            if (session := me()) is not None:
-                session._collect(notify)
-
-        def notice(diagnostic: psycopg.errors.Diagnostic) -> None:
-            if (session := me()) is not None:
-                session._notice(diagnostic)
-
-        self.pgconn.notify_handler = collect
-        self._notice_handler = notice
-        connection.add_notice_handler(notice)
+    def __del__(self) -> None:
+        # May run anywhere, so it takes no lock: attributes and a list of psycopg's are set.
+        if hasattr(self, "_notice_handler") and not self.ended:
+            with contextlib.suppress(Exception):
+                self.release()
 
     def check_idle(self) -> None:
         """Refuse a connection on which nothing would arrive.
@@ -288,18 +316,29 @@ class Session:
         Never raises for a session that ends: :attr:`ended` tells, and the rest is added.
         """
         lock = self._lock
-        if not (lock.acquire(False) or lock.acquire(timeout=_PATIENCE)):
+        if not lock.acquire(False):
             self.contended = True  # a thread that runs a statement collects what arrives, and tells
             self._take_arrived(fresh)
             return
         self.contended = False
         try:
+            if self.attentive and not self.ended:
+                self.heard = self._is_readable()
             if self._arrived:
                 self._take_arrived(fresh)
             if not self.ended:
                 self._read(fresh, share, reads or READS)
         finally:
             lock.release()
+
+    def _is_readable(self) -> bool:
+        """Whether a byte has come, or the end of the stream; with the lock held."""
+        try:
+            with _Poll() as poll:
+                poll.register(self.pgconn.socket, selectors.EVENT_READ)
+                return bool(poll.select(0))
+        except (psycopg.OperationalError, OSError, ValueError):  # libpq has closed it
+            return True
 
     def _take_arrived(self, fresh: list[Notification] | Burst) -> None:
         while self._arrived:
@@ -410,11 +449,34 @@ class Session:
 
     def _encode(self, sql: str) -> bytes:
         self._follow_encoding()
-        return sql.encode(self._names.encoding)
+        return sql.encode(self._names.encoding, _BYTES_AS_TEXT)
+
+    def can_say(self, text: str) -> bool:
+        """Whether the client's encoding can hold *text*; a wrapped connection has its owner's."""
+        try:
+            self._encode(text)
+        except UnicodeEncodeError:
+            return False
+        return True
 
     def text(self, value: str | bytes) -> str:
         """A value of :meth:`query` as text; psycopg leaves bytes where SQL_ASCII is spoken."""
         return value if isinstance(value, str) else value.decode("utf-8", "surrogateescape")
+
+    def channel(self, told: str | bytes) -> str:
+        """A name that :data:`~pgsignals._statements.LISTENING` tells, as notifications have it."""
+        as_it_is = self.pgconn.parameter_status(b"server_encoding") == b"SQL_ASCII"
+        encoding = self._names.encoding if as_it_is else "utf-8"
+        return str(bytes.fromhex(self.text(told)), encoding, _BYTES_AS_TEXT)
+
+    def clear_search_path(self) -> None:
+        """Empty it: no names but the server's own mean anything then.  For a session on which
+        only we run statements; no effect behind a pooler.  Blocks for a round trip.
+
+        :raises ConnectionLostError: the session has ended.
+        """
+        with contextlib.suppress(psycopg.Error):  # refused: our statements need none, anyway
+            self.query(clear_search_path(self.backend_id))
 
     def lost(self) -> ConnectionLostError:
         """The error that says how this session ended."""
@@ -437,6 +499,35 @@ class Session:
             self.broken = exc  # read() takes what is left, perhaps the reason, and ends it
         else:
             self.flush()
+
+    def ask(self, sql: str, patience: float, begins: Callable[[], None]) -> bool:
+        """Put the answer to *sql* into :attr:`answers`, on a connection in others' hands: from
+        question to answer nobody else can use it.  Blocks.
+
+        :param patience: seconds to wait for a statement of others.
+        :param begins: called before *sql* is sent.
+        :returns: False, and nothing was sent, where a statement or a transaction of others goes on.
+
+        Never raises for a session that ends: :attr:`ended` tells.
+        """
+        if not self._lock.acquire(timeout=patience):
+            return False
+        try:
+            if self.ended or (self.pgconn.status != _BAD and not self._is_free()):
+                return self.ended
+            begins()
+            self.pgconn.send_query(self._encode(sql))
+            results = self.connection.wait(generators.execute(self.pgconn))
+            self.answers.append([self._result(result) for result in results])
+        except psycopg.Error as exc:
+            self._end(exc)
+        finally:
+            self._lock.release()
+        return True
+
+    def _is_free(self) -> bool:
+        pipeline = self.pgconn.pipeline_status != pq.PipelineStatus.OFF
+        return not (self.in_transaction or pipeline)
 
     def flush(self) -> None:
         """Send what the socket did not take at once; :attr:`unsent` tells if there is more."""
@@ -507,7 +598,8 @@ class Session:
         """Give a connection back to its owner as it was."""
         self.ended = True
         self.pgconn.notify_handler = self._previous_handler
-        self.connection.remove_notice_handler(self._notice_handler)
+        with contextlib.suppress(ValueError):  # its owner has taken it away
+            self.connection.remove_notice_handler(self._notice_handler)
 
     def forget(self) -> None:
         """In a forked child: drop the socket without a word to the server."""
@@ -557,9 +649,12 @@ def call_connect(connect: Callable[[], object]) -> Connection:
         reason = _one_line(exc)
     else:
         given = check_connection(connection, "connect returned")
-        if not given.closed:
+        if isinstance(given.pgconn.notify_handler, _Collector):
+            reason = "it returned a connection that is in use already, not a fresh one"
+        elif given.closed:
+            reason = "it returned a closed connection"
+        else:
             return _spoken(given)
-        reason = "it returned a closed connection"
     raise ConnectError(f"connect failed: {reason}")
 
 

@@ -93,7 +93,7 @@ class Reactor:
                 probe_interval=_seconds("probe_interval", probe_interval, none=True),
                 probe_timeout=_seconds("probe_timeout", probe_timeout) or 0.0,
                 max_backlog=max_backlog,
-                blocks=overflow == "block",
+                overflow=overflow,
             ),
         )
         self._birth = Birth()
