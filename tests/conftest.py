@@ -10,6 +10,7 @@ import contextlib
 import gc
 import itertools
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -42,7 +43,19 @@ hypothesis.settings.load_profile("pgsignals")
 def pytest_configure(config: pytest.Config) -> None:
     if not config.pluginmanager.has_plugin("pgsignals"):  # a checkout that is not installed
         config.pluginmanager.register(_pgsignals_pytest, "pgsignals")
+    _take_signals()
     config.addinivalue_line("markers", "spec(*numbers): the behaviours that this test shows")
+
+
+def _take_signals() -> None:
+    """What nohup, or the ``&`` of a script, has us ignore, no program of a test shall ignore."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else _go_on)
+
+
+def _go_on(_: int, __: object) -> None:
+    """Ignore a signal as a handler does, which no other program inherits."""
 
 
 @pytest.hookimpl(wrapper=True)
