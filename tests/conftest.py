@@ -26,6 +26,7 @@ from pgsignals.embedded import Postgres
 from pgsignals.testing import Proxy
 from tests.support.admin import Admin
 from tests.support.arrivals import Connect
+from tests.support.waiting import PATIENCE
 
 pytest_plugins = ["pytester"]
 
@@ -96,7 +97,7 @@ def _leaves_nothing_behind(
     yield
     if request.node.stash.get(_FAILED, False):
         return  # the traceback still holds what the test had made
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while left := here() - before:
         assert time.monotonic() < deadline, f"the test left behind: {left}"
         # What only a cycle keeps, or the traceback of a log record, is not left behind.

