@@ -240,7 +240,7 @@ class Scene(NamedTuple):
 @contextlib.contextmanager
 def demo(seconds: float) -> Iterator[Scene]:
     """The demo."""
-    yield Scene(["demo", "--seconds", str(seconds)], {}, Size(80, 24), "")
+    yield Scene(["demo", "--seconds", str(seconds)], {}, Size(80, 30), "")
 
 
 @contextlib.contextmanager

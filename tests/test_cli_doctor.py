@@ -32,6 +32,7 @@ from tests.support.commands import (
     commands,
     environment,
 )
+from tests.support.tools import tool
 from tests.support.waiting import wait_until
 from tests.test_faults_pooler import Bouncer, bouncer  # noqa: F401 - a fixture
 
@@ -384,6 +385,7 @@ def test_database_without_an_encoding_is_noted(postgres: Postgres, admin: Admin)
 
 
 def test_encryption_is_told_with_what_it_proves() -> None:
+    tool("openssl")
     try:
         find_binaries(tls=True)
     except EmbeddedError as error:

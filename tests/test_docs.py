@@ -43,6 +43,7 @@ from pgsignals import cli, connect, testing
 from pgsignals.embedded import Postgres
 from tests.support.admin import Admin
 from tests.support.browser import Browser
+from tests.support.tools import tool
 from tests.support.waiting import PATIENCE, wait_until
 
 ROOT = Path(__file__).parents[1]
@@ -380,8 +381,8 @@ def anchors(path: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.skipif(shutil.which("tmux") is None, reason="the terminal is tmux's")
 def test_picture_can_be_made_again(tmp_path: Path) -> None:
+    tool("tmux")
     picture = tmp_path / "demo.svg"
     command = [sys.executable, "docs/record.py", "--seconds", "1", "--output", str(picture)]
     result = run(dict(os.environ), *command)
