@@ -26,7 +26,7 @@ from pgsignals.testing import Proxy
 from tests.support.admin import Admin
 from tests.support.arrivals import Connect
 
-pytest_plugins = ["pytester"]
+pytest_plugins = ["pytester", "tests.support.pages"]
 
 _FAILED = pytest.StashKey[bool]()
 _numbers = itertools.count(1)

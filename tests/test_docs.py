@@ -1,14 +1,16 @@
 """Every block of the documentation runs, or is at least understood, and every command in it exists.
 
-The Python blocks of a file run in order and share one namespace, in a process of its own; ``sql``
+The Python blocks of a page run in order and share one namespace, in a process of its own; ``sql``
 blocks run in between, on the database ``shop``.  An ``output`` block holds what the block before it
-prints; ``...`` in it stands for anything.  A block that calls ``run()`` is ended with Ctrl-C.  The
+prints; ``...`` in it stands for anything.  A block that calls ``run()`` is ended with Ctrl-C.  A
+block that names a file is that file, which the others can import: see test_docs_files.py.  The
 first program of the README is also run alone, with the command that follows it, and the tutorial
 in a browser.  Connection strings are used as the reader sees them: what they leave out, the port
 and the password, libpq takes from PGPORT and PGPASSWORD.
 
-``python -m tests.test_docs docs/quickstart.md`` runs one file on the server of your own PG*
-variables, which needs a role ``app`` that owns two databases, ``shop`` and ``warehouse``.
+``python -m tests.test_docs docs/quickstart.md FOLDER`` runs one page on the server of your own PG*
+variables, which needs a role ``app`` that owns two databases, ``shop`` and ``warehouse``; the files
+of the page go into the folder.
 """
 
 from __future__ import annotations
@@ -32,7 +34,6 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
 from xml.etree import ElementTree
 
 import pytest
@@ -40,48 +41,22 @@ import yaml
 
 import pgsignals
 from pgsignals import cli, connect, testing
-from pgsignals.embedded import Postgres
-from tests.support.admin import Admin
 from tests.support.browser import Browser
+from tests.support.pages import DOCS, PAGES, ROOT, Block, blocks, name_of, write_files
 from tests.support.waiting import PATIENCE, wait_until
 
-ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "docs"
-FILES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 SVG = "{http://www.w3.org/2000/svg}"
+PAGE = ("-m", "tests.test_docs")
 RUN = {"python", "sql"}
 LANGUAGES = {*RUN, "output", "sh", "html", "ini", "text", "yaml", "{eval-rst}"}
 RUNS = re.compile(r"(?<!asyncio)\.run\(")
-FENCED = re.compile(r"^```(.*)\n((?:(?!```).*\n)*)^```$", re.MULTILINE)
 LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)|src=\"([^\"]+)\"")
 
 
-class Block(NamedTuple):
-    """A fenced block: its language, its text, and the number of the line before the text."""
-
-    language: str
-    text: str
-    line: int
-
-
-def blocks(path: Path) -> list[Block]:
-    """The fenced blocks of a file, in order."""
-    source = path.read_text("utf-8")
-    return [
-        Block(found[1], found[2], source.count("\n", 0, found.start()) + 1)
-        for found in FENCED.finditer(source)
-    ]
-
-
-def name_of(path: Path) -> str:
-    """A file's name as it stands in the project."""
-    return path.relative_to(ROOT).as_posix()
-
-
-each_file = pytest.mark.parametrize("path", FILES, ids=name_of)
+each_file = pytest.mark.parametrize("path", PAGES, ids=name_of)
 each_file_that_runs = pytest.mark.parametrize(
     "path",
-    [path for path in FILES if any(block.language in RUN for block in blocks(path))],
+    [path for path in PAGES if any(block.language in RUN for block in blocks(path))],
     ids=name_of,
 )
 
@@ -89,15 +64,17 @@ each_file_that_runs = pytest.mark.parametrize(
 # -- running the blocks of a file ------------------------------------------------------------------
 
 
-def run_blocks(path: Path) -> None:
-    """Run the blocks of a file and compare what each prints."""
+def run_blocks(path: Path, folder: Path) -> None:
+    """Run the blocks of a page beside its files, and compare what each prints."""
     logging.getLogger("pgsignals").addHandler(logging.NullHandler())  # blocks lose sessions
     namespace: dict[str, object] = {"__name__": "__main__"}
+    sys.path.insert(0, str(folder))
+    write_files(path, folder)
     for block, after in itertools.pairwise([*blocks(path), Block("", "", 0)]):
         if block.language == "sql":
             with connect("postgresql://app@localhost/shop") as db:
                 db.execute(block.text.encode())
-        if block.language != "python":
+        if block.language != "python" or block.file:
             continue
         # Blank lines before it make a traceback name, and show, the lines of the file.
         code = compile("\n" * block.line + block.text, str(path), "exec", dont_inherit=True)
@@ -139,30 +116,6 @@ def ctrl_c(*, wanted: bool) -> Iterator[None]:
             finger.join()
 
 
-# -- the server that the reader has ----------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def environment(postgres: Postgres, admin: Admin) -> Iterator[dict[str, str]]:
-    """The variables with which the connection strings of the documentation lead to the server."""
-    names = ("shop", "warehouse")
-    path = f"{postgres.bindir}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    admin.execute(f"CREATE ROLE app LOGIN PASSWORD '{postgres.password}'")
-    for name in names:
-        admin.execute(f"CREATE DATABASE {name} OWNER app")
-    yield {
-        **os.environ,
-        "DATABASE_URL": "postgresql://app@localhost/shop",
-        "PATH": path,  # a server brings psql along, save that of some wheels
-        "PGPASSWORD": postgres.password,
-        "PGPORT": str(postgres.port),
-        "PYTHONPATH": str(ROOT),
-    }
-    for name in names:
-        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
-    admin.execute("DROP ROLE app")
-
-
 def run(environment: dict[str, str], *command: str) -> subprocess.CompletedProcess[str]:
     """Run a command in the project's directory."""
     return subprocess.run(
@@ -182,9 +135,9 @@ def run(environment: dict[str, str], *command: str) -> subprocess.CompletedProce
 
 @each_file_that_runs
 @pytest.mark.usefixtures("dsn")  # so that a session left behind is noticed
-def test_blocks_run(path: Path, environment: dict[str, str]) -> None:
+def test_blocks_run(path: Path, environment: dict[str, str], tmp_path: Path) -> None:
     warnings = ["-W", "error", "-W", "ignore::ResourceWarning"]  # the interpreter's end closes, too
-    result = run(environment, sys.executable, *warnings, "-m", "tests.test_docs", str(path))
+    result = run(environment, sys.executable, *warnings, *PAGE, str(path), str(tmp_path))
 
     assert result.stderr == ""
     assert result.returncode == 0
@@ -266,7 +219,7 @@ def check_command(words: list[str]) -> None:
             assert set(extras) <= set(project["optional-dependencies"])
         case ["pgsignals", *arguments]:
             cli.parser().parse_args(arguments)
-        case ["psql" | "date" | "flask" | "gunicorn", *_]:
+        case ["psql" | "date" | "flask" | "gunicorn" | "uvicorn" | "python", *_]:
             pass
         case _:
             pytest.fail(f"nobody knows whether this works: {shlex.join(words)}")
@@ -408,5 +361,4 @@ def test_every_extra_and_error_is_documented() -> None:
 
 
 if __name__ == "__main__":
-    for argument in sys.argv[1:]:
-        run_blocks(Path(argument).resolve())
+    run_blocks(Path(sys.argv[1]).resolve(), Path(sys.argv[2]))
