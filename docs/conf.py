@@ -61,6 +61,7 @@ CONTENTS = {
             "pgbouncer",
             "tls",
             "kubernetes",
+            "notebook",
         )
     ],
     "Understand": ["guarantees", "architecture", "performance", "comparison", "glossary"],

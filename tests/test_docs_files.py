@@ -401,3 +401,28 @@ with connect(settings_cache.DSN) as db:
 assert not holes, holes
 print("right")
 """
+
+
+@pytest.mark.usefixtures("dsn")
+def test_cell_of_a_notebook_can_be_run_again(environment: dict[str, str], tmp_path: Path) -> None:
+    cell, *_ = (block.text for block in blocks(HOWTO / "notebook.md") if block.language == "python")
+    (tmp_path / "cell.py").write_text(cell, "utf-8")
+    (tmp_path / "kernel.py").write_text(KERNEL, "utf-8")
+
+    with program(tmp_path, environment, sys.executable, "kernel.py") as (process, lines):
+        assert process.wait(PATIENCE) == 0, lines.seen
+    assert lines.seen == ["['42 paid']\n"]
+
+
+#: Runs one cell three times, notifies once, and looks.
+KERNEL = """
+from pgsignals.testing import settle
+
+names = {"__name__": "__main__"}
+cell = compile(open("cell.py").read(), "cell.py", "exec")
+for _ in range(3):
+    exec(cell, names)
+names["reactor"].notify(orders="42 paid")
+settle(names["reactor"])
+print(names["seen"])
+"""
