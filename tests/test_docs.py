@@ -307,6 +307,12 @@ def test_every_public_name_is_in_the_reference(module: ModuleType) -> None:
     assert set(module.__all__) <= documented
 
 
+@each_file
+def test_tests_that_a_page_names_exist(path: Path) -> None:
+    for file, name in re.findall(r"(test_\w+\.py)::(\w+)", path.read_text("utf-8")):
+        assert f"def {name}(" in (ROOT / "tests" / file).read_text("utf-8"), f"{file}::{name}"
+
+
 def test_diagram_names_modules_that_exist() -> None:
     texts = ElementTree.parse(DOCS / "architecture.svg").iter(f"{SVG}text")
     files = re.findall(r"\w+\.py", " ".join(element.text or "" for element in texts))
