@@ -18,6 +18,7 @@ from __future__ import annotations
 import configparser
 import contextlib
 import doctest
+import importlib.util
 import io
 import itertools
 import logging
@@ -44,6 +45,12 @@ from pgsignals import cli, connect, testing
 from tests.support.browser import Browser
 from tests.support.pages import DOCS, PAGES, ROOT, Block, blocks, name_of, write_files
 from tests.support.waiting import PATIENCE, wait_until
+
+_spec = importlib.util.spec_from_file_location("absolute_links", DOCS / "absolute_links.py")
+assert _spec is not None
+assert _spec.loader is not None
+absolute_links = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(absolute_links)
 
 SVG = "{http://www.w3.org/2000/svg}"
 PAGE = ("-m", "tests.test_docs")
@@ -215,7 +222,7 @@ def check_command(words: list[str]) -> None:
             tested = {str(line).partition(">")[0] for line in settings["dependency-groups"]["test"]}
             assert set(others) <= tested
             name, *extras = re.findall(r"[\w-]+", requirement)
-            assert name == project["name"]
+            assert name == ("pgsignals" if requirement.startswith("./") else project["name"])
             assert set(extras) <= set(project["optional-dependencies"])
         case ["pgsignals", *arguments]:
             cli.parser().parse_args(arguments)
@@ -325,12 +332,26 @@ def test_diagram_names_modules_that_exist() -> None:
 def test_links_lead_somewhere(path: Path) -> None:
     for link in LINK.finditer(path.read_text("utf-8")):
         target = link[1] or link[2]
+        if source := absolute_links.source():
+            target = re.sub(rf"^{re.escape(source)}/(blob|raw)/HEAD/", "", target)
         if target.startswith("https://"):
             continue
         name, _, anchor = target.partition("#")
         found = path.parent / name if name else path
         assert found.exists(), f"{name_of(path)} links to {target}"
         assert not anchor or anchor in anchors(found), f"{name_of(path)} links to {target}"
+
+
+def test_readme_can_be_read_where_its_files_are_not() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    source = absolute_links.source()
+    absolute = absolute_links.absolute(readme, source or "https://example.org/repository")
+    targets = [link[1] or link[2] for link in LINK.finditer(absolute)]
+
+    assert len(targets) > 20
+    assert [target for target in targets if not target.startswith("https://")] == []
+    if source:
+        assert readme == absolute, "run docs/absolute_links.py"
 
 
 def anchors(path: Path) -> set[str]:
@@ -347,7 +368,8 @@ def test_picture_can_be_made_again(tmp_path: Path) -> None:
 
     assert result.stdout + result.stderr == ""
     assert result.returncode == 0
-    assert lines_of(picture)[-1] == lines_of(ROOT / "docs" / "demo.svg")[-1]
+    for line in (0, -1):  # from the title to the end
+        assert lines_of(picture)[line] == lines_of(ROOT / "docs" / "demo.svg")[line]
 
 
 def lines_of(picture: Path) -> list[str]:
