@@ -313,7 +313,7 @@ def test_worker_does_the_jobs(environment: dict[str, str], tmp_path: Path) -> No
     (insert,) = (block.text for block in blocks(page) if block.language == "sql" and not block.file)
     (expected,) = (block.text for block in blocks(page) if block.language == "output")
 
-    execute(environment, "DROP TABLE IF EXISTS emails; DROP FUNCTION IF EXISTS tell_email")
+    execute(environment, "DROP TABLE IF EXISTS emails; DROP FUNCTION IF EXISTS notify_email")
     execute(environment, (tmp_path / "schema.sql").read_text("utf-8"))
     with program(tmp_path, environment, sys.executable, "worker.py") as (_, lines):
         execute(environment, insert)
@@ -348,7 +348,7 @@ def test_cache_never_shows_a_hole_and_makes_up_for_a_read_that_failed(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
     write_files(HOWTO / "cache.md", tmp_path)
-    execute(environment, "DROP TABLE IF EXISTS settings; DROP FUNCTION IF EXISTS tell_setting")
+    execute(environment, "DROP TABLE IF EXISTS settings; DROP FUNCTION IF EXISTS notify_setting")
     execute(environment, (tmp_path / "schema.sql").read_text("utf-8"))
     (tmp_path / "try.py").write_text(HOLES, "utf-8")
 
@@ -391,9 +391,9 @@ with connect(settings_cache.DSN) as db:
         assert reads == ["5"]
         # In one transaction with the table's return: nothing but another try shows the value.
         with db.transaction():
-            db.execute("ALTER TABLE away DISABLE TRIGGER tell")
+            db.execute("ALTER TABLE away DISABLE TRIGGER announce")
             db.execute("UPDATE away SET value = 'back'")
-            db.execute("ALTER TABLE away ENABLE TRIGGER tell")
+            db.execute("ALTER TABLE away ENABLE TRIGGER announce")
             db.execute("ALTER TABLE away RENAME TO settings")
         wait_until(lambda: reads == ["back"], timeout=20)
         over.set()
