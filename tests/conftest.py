@@ -28,7 +28,7 @@ from tests.support.admin import Admin
 from tests.support.arrivals import Connect
 from tests.support.waiting import PATIENCE
 
-pytest_plugins = ["pytester"]
+pytest_plugins = ["pytester", "tests.support.pages"]
 
 _FAILED = pytest.StashKey[bool]()
 _numbers = itertools.count(1)

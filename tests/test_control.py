@@ -21,7 +21,7 @@ from tests.support.waiting import AT_ONCE, PATIENCE, Background, wait_until
 def control(dsn: str) -> Iterator[Control]:
     control = Control(Database(dsn), lambda: None)
     yield control
-    control.close()
+    control.close(time.monotonic() + PATIENCE)
 
 
 def backend(control: Control) -> int:
