@@ -22,7 +22,7 @@ from pgsignals.database import Database, send
 from pgsignals.errors import ClosedError, ConnectionLostError
 from pgsignals.signals import Channels, OrderedSignal, changes, default
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("pgsignals.reactor")
 
 #: How long a call waits for LISTENs that were asked for before it, in seconds.
 ACKNOWLEDGED_WITHIN = 10.0

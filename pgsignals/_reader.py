@@ -21,7 +21,7 @@ from pgsignals._states import State
 from pgsignals.database import Database
 from pgsignals.manager import NotificationManager
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("pgsignals.reactor")
 
 #: How long a server may take at the end to send what we have notified, and to forget our LISTENs
 #: on a session that is given back, in seconds.

@@ -17,7 +17,7 @@ from pgsignals.database import Database
 from pgsignals.errors import ConnectionStateError
 from pgsignals.signals import Call, Channels, OrderedSignal, changes, default
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("pgsignals.reactor")
 
 _current = threading.local()
 

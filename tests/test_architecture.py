@@ -22,6 +22,7 @@ LEVELS: list[set[str]] = [
         "_backoff",
         "_burst",
         "_channels",
+        "_conninfo",
         "_fork",
         "_handlers",
         "_statements",
@@ -75,6 +76,7 @@ ONLY_IN: dict[str, set[str]] = {
 PURE = {
     "_backoff",
     "_channels",
+    "_conninfo",
     "_decode",
     "_handlers",
     "_statements",

@@ -251,7 +251,7 @@ def test_standby_fails_with_what_to_do(start: Start) -> None:
     assert outcomes(checks, "failed") == {"role"}
     assert checks["role"]["facts"] == {"role": "standby"}
     assert "is a standby" in checks["role"]["detail"]
-    assert "target_session_attrs=read-write" in checks["role"]["advice"]
+    assert "target_session_attrs=primary" in checks["role"]["advice"]
 
 
 # -- what may end or hinder a listener -----------------------------------------------------------

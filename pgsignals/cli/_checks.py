@@ -15,15 +15,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pgsignals._driver import Session, versions
-from pgsignals._link import QUEUE_ALARM
+from pgsignals._link import OLDEST_SERVER, QUEUE_ALARM
 from pgsignals._statements import GUARDS, QUEUE_HOLDERS, WHO
 from pgsignals.cli._delivery import Delivery
 from pgsignals.cli._findings import Finding, for_refusal
 from pgsignals.database import Database
 from pgsignals.errors import ConnectError, ConnectionLostError, EncodingError
-
-#: The oldest server that knows all of what a reactor sets on its session.
-OLDEST = 140000
 
 #: From here on a full queue is near; the server itself warns.
 QUEUE_FULL = 0.5
@@ -144,8 +141,8 @@ class Examination:
         psycopg, libpq = versions()
         text = f"PostgreSQL {version}; here psycopg {psycopg} with libpq {libpq}"
         facts = {"server": version, "psycopg": psycopg, "libpq": libpq}
-        if info.server_version < OLDEST:
-            advice = f"a Reactor wants PostgreSQL {OLDEST // 10000} or newer"
+        if info.server_version < OLDEST_SERVER:
+            advice = f"PostgreSQL {OLDEST_SERVER // 10000} is the oldest that is supported"
             return Finding("server", "failed", text, advice, facts)
         return Finding("server", "ok", text, facts=facts)
 
