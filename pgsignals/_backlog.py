@@ -15,8 +15,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
+from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import chain, islice
+from itertools import chain, islice, takewhile
 from operator import itemgetter, length_hint
 from queue import Empty, SimpleQueue
 from typing import Literal, Protocol, TypeAlias
@@ -39,27 +40,34 @@ class Source(Protocol):
     dropped: int
     dispatched: int
 
-    def batched(self) -> Collection[str]:
-        """The channels whose handlers want batches."""
-
     def overflowed(self, drops: Drops) -> None:
         """Tell of *drops*; runs on a worker."""
 
 
+@dataclass(eq=False)
 class Drops:
     """Notifications of one source that were given up and not told of yet."""
 
-    def __init__(self, since: datetime, until: datetime) -> None:
-        self.since = since
-        self.until = until
-        self.count = 0
-        self.channels: set[str] = set()
+    since: datetime
+    until: datetime
+    count: int = 0
+    channels: set[str] = field(default_factory=set)
+
+    def add(self, channels: Iterable[str], count: int, since: datetime, until: datetime) -> None:
+        """Give up so many more, received at *until*."""
+        self.channels.update(channels)
+        self.count += count
+        self.since = min(self.since, since)
+        self.until = max(self.until, until)
 
 
 class Segment:
     """Notifications of one source that arrived at once and wait in one lane."""
 
-    __slots__ = ("_rest", "_size", "begun", "channel", "received", "since", "source")
+    __slots__ = (
+        *("_channels", "_rest", "_size", "begun", "channel", "epoch", "received", "since"),
+        "source",
+    )
 
     def __init__(
         self,
@@ -68,14 +76,17 @@ class Segment:
         burst: Burst | Part,
         since: datetime,
         received: datetime,
+        epoch: int = 0,
     ) -> None:
         self.source = source
         self.channel = channel
         self._size = len(burst)
         self._rest: Iterable[Notification] = burst
+        self._channels = burst.channels if channel is None and isinstance(burst, Burst) else None
         self.begun = 0  # those before it have been taken or given up
         self.since = since
         self.received = received
+        self.epoch = epoch  # how many announcements the source had made before
 
     @property
     def waiting(self) -> int:
@@ -89,8 +100,20 @@ class Segment:
         taken = list(islice(self._rest, most))
         self.begun += len(taken)
         if self.begun == self._size:
-            self._rest = ()  # what has been handled must not stay in memory
+            self.clear()  # what has been handled must not stay in memory
         return taken
+
+    def take_run(self, channel: str, most: int) -> list[Notification]:
+        """The next ones as far as they are of *channel*, *most* of them if there are so many."""
+        channels = self._channels
+        if channels is None:  # a lane of one channel
+            return self.take(most) if channel == self.channel else []
+        stop, end = self.begun, min(self._size, self.begun + most)
+        if channels.count(channel) == len(channels):
+            stop = end
+        while stop < end and channels[stop] == channel:
+            stop += 1
+        return self.take(stop - self.begun)
 
     def oldest(self) -> tuple[Segment, int] | None:
         """As :meth:`Arrival.oldest`, where this is all that arrived."""
@@ -99,7 +122,7 @@ class Segment:
     def clear(self) -> None:
         """Give up those that have not begun."""
         self.begun = self._size
-        self._rest = ()
+        self._rest, self._channels = (), None
 
 
 class Arrival:
@@ -107,7 +130,7 @@ class Arrival:
 
     __slots__ = ("_at", "_channels", "_passed", "_segments")
 
-    def __init__(self, segments: list[Segment], channels: list[str]) -> None:
+    def __init__(self, segments: Iterable[Segment], channels: list[str]) -> None:
         self._segments = {segment.channel: segment for segment in segments}
         self._channels = channels
         self._at = 0
@@ -116,9 +139,7 @@ class Arrival:
     def oldest(self) -> tuple[Segment, int] | None:
         """The segment with the oldest notification that waits, and for how many that holds."""
         while self._at < len(self._channels):
-            channel: str | None = self._channels[self._at]
-            if channel not in self._segments:
-                channel = None
+            channel = self._channels[self._at]
             segment = self._segments[channel]
             if segment.begun <= self._passed[channel] and segment.waiting:
                 return segment, 1
@@ -140,14 +161,19 @@ class Arrival:
 class Announcement:
     """A barrier; *run* is called on a worker when every lane it stands in has come to it."""
 
-    __slots__ = ("arrived", "channels", "lanes", "queued", "run", "source")
+    __slots__ = ("arrived", "channels", "epoch", "lanes", "queued", "run", "source")
 
     def __init__(
-        self, source: Source | None, run: Callable[[], None], channels: Collection[str] | None
+        self,
+        source: Source | None,
+        run: Callable[[], None],
+        channels: Collection[str] | None,
+        epoch: int,
     ) -> None:
         self.source = source
         self.run = run
         self.channels = channels
+        self.epoch = epoch  # what the source has received before it has a lower one
         self.lanes: list[Lane] = []
         self.arrived = 0
         self.queued = False
@@ -159,13 +185,14 @@ class Announcement:
 class Lane:
     """Segments and announcements in order; one worker at a time."""
 
-    __slots__ = ("at", "busy", "channel", "held", "items", "queued", "source")
+    __slots__ = ("at", "busy", "channel", "held", "items", "queued", "source", "taken")
 
     def __init__(self, source: Source | None, channel: str | None) -> None:
         self.source = source
         self.channel = channel
         self.items: deque[Segment | Announcement] = deque()
-        self.held: Iterator[Notification] = iter(())  # what its worker has taken and not begun
+        self.taken: list[Notification] = []  # by its worker, at once
+        self.held: Iterator[Notification] = iter(())  # those of them that have not begun
         self.busy = False
         self.queued = False
         self.at: Announcement | None = None  # the one it has come to and waits for
@@ -199,8 +226,10 @@ class Backlog:
         self._ready: SimpleQueue[Lane | Announcement | None] = SimpleQueue()
         self._undone = 0  # what is ready or runs
         self._arrivals: deque[Segment | Arrival] = deque()
-        self._announced: dict[Source | None, list[Announcement]] = {}
-        self._drops: dict[Source, Drops] = {}
+        self._epochs: dict[Source | None, int] = {}  # announcements so far
+        self._announced: dict[Source | None, list[Announcement]] = {}  # not run yet, in order
+        # What was dropped of a source between two of its announcements, and what will tell it.
+        self._drops: dict[tuple[Source, int], tuple[Drops, Announcement]] = {}
         self._space = threading.Condition(self.lock)
         self._quiet = threading.Condition(self.lock)
         self._ending = False
@@ -265,27 +294,35 @@ class Backlog:
 
     def _queue(self, source: Source, burst: Burst, since: datetime, received: datetime) -> None:
         self._queued += len(burst)
-        segments = self._segments(source, burst, since, received)
+        epoch = self._epochs.get(source, 0)
+        if not self._parallel:
+            segment = Segment(source, None, burst, since, received, epoch)
+            self._arrivals.append(segment)
+            self._append(segment)
+            return
+        segments = [
+            Segment(source, channel, part, since, received, epoch)
+            for channel, part in burst.split().items()
+        ]
         several = len(segments) > 1
         self._arrivals.append(Arrival(segments, burst.channels) if several else segments[0])
-        if self._parallel:
-            for segment in segments:
-                lane = self._lane(source, segment.channel)
-                lane.items.append(segment)
-                self._advance(lane)
-        else:
-            lane = self._lane(source, None)
-            lane.items += segments
-            self._advance(lane)
+        for segment in segments:
+            self._append(segment)
 
-    def _segments(
-        self, source: Source, burst: Burst, since: datetime, received: datetime
-    ) -> list[Segment]:
-        batched = source.batched()
-        if not batched and not self._parallel:
-            return [Segment(source, None, burst, since, received)]
-        parts = burst.split(None if self._parallel else batched)
-        return [Segment(source, channel, part, since, received) for channel, part in parts.items()]
+    def _append(self, segment: Segment) -> None:
+        lane = self._lane(segment.source, segment.channel)
+        lane.items.append(segment)
+        self._advance(lane)
+
+    def overflow(self, source: Source, drops: Drops) -> None:
+        """Tell of what *source* had to give up before it could put the rest, in its place."""
+        with self.lock:
+            epoch = self._epochs.get(source, 0)
+            told, announcement = self._drops_of(source, epoch, drops.since, drops.until)
+            told.add(drops.channels, drops.count, drops.since, drops.until)
+            source.dropped += drops.count
+            for channel in drops.channels:
+                self._stand(announcement, self._lane(source, channel), None)
 
     def _drop(self, count: int) -> None:
         while count:
@@ -293,34 +330,38 @@ class Backlog:
                 self._arrivals.popleft()
                 continue
             segment, given_up = oldest[0], min(count, oldest[1])
-            source = segment.source
-            drops = self._drops.get(source)
-            if drops is None:
-                drops = self._drops[source] = Drops(segment.since, segment.received)
-                self._announce(Announcement(source, self._teller(source), drops.channels))
+            source, since, received = segment.source, segment.since, segment.received
+            drops, announcement = self._drops_of(source, segment.epoch, since, received)
             dropped = segment.take(given_up)
-            drops.channels.update(map(itemgetter(0), dropped))
+            drops.add(map(itemgetter(0), dropped), given_up, since, received)
             self._forget_keys(source, dropped)
-            drops.count += given_up
-            drops.since = min(drops.since, segment.since)
-            drops.until = max(drops.until, segment.received)
             source.dropped += given_up
             self._queued -= given_up
             count -= given_up
-            self._stand_first(source, self._lane(source, segment.channel))
+            self._stand(announcement, self._lane(source, segment.channel), segment)
+
+    def _drops_of(
+        self, source: Source, epoch: int, since: datetime, until: datetime
+    ) -> tuple[Drops, Announcement]:
+        """What has been dropped of *source* in *epoch* and not told yet, and what will tell it."""
+        key = source, epoch
+        if key not in self._drops:
+
+            def tell() -> None:
+                with self.lock:
+                    drops, _ = self._drops.pop(key)
+                source.overflowed(drops)
+
+            drops = Drops(since, until)
+            announcement = Announcement(source, tell, drops.channels, epoch)
+            self._drops[key] = drops, announcement
+            self._announce(announcement)
+        return self._drops[key]
 
     def _forget_keys(self, source: Source, notifications: Iterable[Notification]) -> None:
         if self.keys is not None:
             for channel, payload, _ in notifications:
                 self.keys.discard((source, channel, payload))
-
-    def _teller(self, source: Source) -> Callable[[], None]:
-        def tell() -> None:
-            with self.lock:
-                drops = self._drops.pop(source)
-            source.overflowed(drops)
-
-        return tell
 
     def _prune(self) -> None:
         """Forget arrivals that have been taken; now and then also behind one that has not."""
@@ -343,7 +384,8 @@ class Backlog:
         :param channels: those that wait for it; None for all of the source.
         """
         with self.lock:
-            announcement = Announcement(source, run, channels)
+            epoch = self._epochs[source] = self._epochs.get(source, 0) + 1
+            announcement = Announcement(source, run, channels, epoch)
             lanes = self._covered(announcement)
             self._announce(announcement)  # to lanes that are made from now on
             for lane in lanes:
@@ -352,7 +394,10 @@ class Backlog:
                 self._advance(lane)
 
     def _announce(self, announcement: Announcement) -> None:
-        self._announced.setdefault(announcement.source, []).append(announcement)
+        """Remember it for lanes that are made from now on; drops have their place by epoch."""
+        announced = self._announced.setdefault(announcement.source, [])
+        place = sum(one.epoch <= announcement.epoch for one in announced)
+        announced.insert(place, announcement)
 
     def _covered(self, announcement: Announcement) -> list[Lane]:
         # The source's own lane, of no channel, keeps its announcements in order.
@@ -365,17 +410,13 @@ class Backlog:
             if lane.source is announcement.source and announcement.covers(lane)
         ]
 
-    def _stand_first(self, source: Source, lane: Lane) -> None:
-        """Put the announcement of *source*'s drops before everything else in *lane*."""
-        announcement = next(
-            one for one in self._announced[source] if self._drops[source].channels is one.channels
-        )
+    def _stand(self, announcement: Announcement, lane: Lane, before: Segment | None) -> None:
+        """Put what tells of drops into *lane*: before *before*, or at the end, unless it is
+        there."""
         if lane in announcement.lanes:
             return
-        if lane.at is not None:
-            lane.at.arrived -= 1
-            lane.at = None
-        lane.items.appendleft(announcement)
+        items = lane.items
+        items.insert(len(items) if before is None else items.index(before), announcement)
         announcement.lanes.append(lane)
         self._advance(lane)
 
@@ -470,20 +511,30 @@ class Backlog:
         """Whether another lane is ready; to be asked by a worker that has had its turn."""
         return not self._ready.empty()
 
-    def take_batch(self, lane: Lane, segment: Segment, most: int) -> list[Notification]:
-        """What there is at once of the segment's channel, at most so many, taken."""
+    def take_batch(
+        self, lane: Lane, segment: Segment, first: Notification, most: int
+    ) -> list[Notification]:
+        """*first*, which :meth:`begin` has given, and what directly follows it of its channel,
+        at most so many together, taken."""
+        channel = first[0]
         with self.lock:
-            taken: list[Notification] = []
+            held = length_hint(lane.held)
+            following = lane.taken[-held:][: most - 1] if held else ()
+            batch = [first, *takewhile(lambda one: one[0] == channel, following)]
+            deque(islice(lane.held, len(batch) - 1), maxlen=0)
+            if len(batch) <= held:
+                return batch
             for item in lane.items:
-                if not isinstance(item, Segment) or len(taken) >= most:
+                if not isinstance(item, Segment) or item.source is not segment.source:
                     break
-                if item.source is not segment.source or item.channel != segment.channel:
+                taken = item.take_run(channel, most - len(batch))
+                self._forget_keys(item.source, taken)
+                self._queued -= len(taken)
+                batch += taken
+                if item.waiting:
                     break
-                taken += item.take(most - len(taken))
-            self._forget_keys(segment.source, taken)
-            self._queued -= len(taken)
             self._make_space()
-            return taken
+            return batch
 
     def begin(self, lane: Lane, segment: Segment, most: int) -> Iterator[Notification] | None:
         """The next notifications of *segment*, at most so many, for the worker that runs it.
@@ -496,12 +547,14 @@ class Backlog:
         """
         with self.lock:
             if not segment.waiting or lane.items[0] is not segment:
+                lane.taken = []
                 self._make_space()  # for what has been held
                 return None
             share = self._limit // (8 * len(self._busy))  # little of what could be dropped
             run = segment.take(max(1, min(most, self._run, share)))
             self._queued -= len(run)
             self._forget_keys(segment.source, run)
+            lane.taken = run
             held = lane.held = iter(run)
             first = next(held)
             self._make_space()
@@ -528,6 +581,7 @@ class Backlog:
             else:
                 lane, segment = task
                 segment.source.dispatched += dispatched
+                lane.taken = []
                 if held := list(lane.held):  # the worker itself has failed
                     self._put_back(lane, segment, held)
                 following = self._first_segment(lane)
@@ -542,7 +596,9 @@ class Backlog:
 
     def _put_back(self, lane: Lane, segment: Segment, held: list[Notification]) -> None:
         since, received = segment.since, segment.received
-        again = Segment(segment.source, segment.channel, Burst(held), since, received)
+        again = Segment(
+            segment.source, segment.channel, Burst(held), since, received, segment.epoch
+        )
         lane.items.insert(lane.items.index(segment), again)
         self._arrivals.appendleft(again)
         self._queued += len(held)

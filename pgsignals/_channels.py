@@ -127,3 +127,7 @@ def listen_sql(listen: Iterable[str] = (), unlisten: Iterable[str] = ()) -> str:
     commands = [f"LISTEN {quote(name)}" for name in listen]
     commands += [f"UNLISTEN {ALL if name == ALL else quote(name)}" for name in unlisten]
     return "; ".join(commands)
+
+
+#: Sends one: a command, which no privilege is needed for and no function can stand in for.
+CANARY = f"NOTIFY {quote(PROBE_CHANNEL)}"

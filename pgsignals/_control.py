@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from pgsignals._channels import PROBE_CHANNEL
+from pgsignals._channels import CANARY
 from pgsignals._driver import Session
 from pgsignals.database import Database, send
 from pgsignals.errors import ClosedError, ConnectionLostError
@@ -32,6 +32,7 @@ class Control:
         self._on_use = on_use
         self._lock = threading.Lock()
         self._session: Session | None = None
+        self._fresh = False  # nothing has been said on it yet
         self.notified = 0.0  # when the last notify() was done, as time.monotonic()
         self._used = 0.0
         self._asked: float | None = None
@@ -62,6 +63,9 @@ class Control:
             self._asked = time.monotonic()
             self._on_use()
             try:
+                if self._fresh and not session.shared:
+                    session.clear_search_path()
+                self._fresh = False
                 return statement(session)
             except ConnectionLostError:
                 self._drop()
@@ -71,7 +75,7 @@ class Control:
 
     def canary(self) -> None:
         """Notify the probe channel; raises as :meth:`notify`."""
-        self._run(lambda session: send(session, [(PROBE_CHANNEL, "")]))
+        self._run(lambda session: session.query(CANARY))
 
     def _open_session(self) -> Session:
         if (session := self._session) is not None:
@@ -80,11 +84,11 @@ class Control:
                 return session
             self._drop()
         self._doubted = False
-        session = self._database.sibling_session()
+        session = self._database.sibling_session(alone=True)
         if self._closed:
             session.close()
             raise ClosedError(f"the reactor that served {self._database.name} has stopped")
-        self._session = session
+        self._session, self._fresh = session, True
         return session
 
     def _drop(self) -> None:

@@ -26,6 +26,7 @@ from psycopg.conninfo import conninfo_to_dict
 from pgsignals import _conninfo
 from pgsignals._burst import Burst, make, named
 from pgsignals._channels import PROBE_CHANNEL
+from pgsignals._statements import clear_search_path
 from pgsignals._types import Notification
 from pgsignals.errors import (
     ClosedError,
@@ -422,6 +423,21 @@ class Session:
         """How this session ended: the server's words and its code, where it sent any."""
         code = f" ({self.sqlstate})" if self.sqlstate else ""
         return f"{self.farewell or 'the connection is gone'}{code}"
+
+    def channel(self, told: str | bytes) -> str:
+        """A name that :data:`~pgsignals._statements.LISTENING` tells, as notifications have it."""
+        as_it_is = self.pgconn.parameter_status(b"server_encoding") == b"SQL_ASCII"
+        encoding = self._names.encoding if as_it_is else "utf-8"
+        return str(bytes.fromhex(self.text(told)), encoding, _BYTES_AS_TEXT)
+
+    def clear_search_path(self) -> None:
+        """Empty it: no names but the server's own mean anything then.  For a session on which
+        only we run statements; no effect behind a pooler.  Blocks for a round trip.
+
+        :raises ConnectionLostError: the session has ended.
+        """
+        with contextlib.suppress(psycopg.Error):  # refused: our statements need none, anyway
+            self.query(clear_search_path(self.backend_id))
 
     def lost(self) -> ConnectionLostError:
         """The error that says how this session ended."""

@@ -20,7 +20,7 @@ from pgsignals._types import Gap
 from pgsignals._workers import Workers, current_worker, emit, own_session
 from pgsignals.database import Database, send
 from pgsignals.errors import ClosedError, ConnectionLostError
-from pgsignals.signals import Channels, OrderedSignal, changes, default
+from pgsignals.signals import Channels, OrderedSignal
 
 logger = logging.getLogger("pgsignals.reactor")
 
@@ -85,7 +85,6 @@ class Life:
         self._asked_to_stop = False
         self._birth = Birth()
         self._idle_waits = False
-        self._batched: dict[Link, tuple[int, Collection[str]]] = {}
         self._borrowed: dict[Database, Session] = {}
         self._served: list[Database] = []
         self._when_over: list[Callable[[], None]] = []
@@ -266,14 +265,6 @@ class Life:
 
     def wanted(self, link: Link) -> set[str]:
         return self.reactor.wanted(link.database)
-
-    def batched(self, link: Link) -> Collection[str]:
-        count, names = self._batched.get(link, (-1, ()))
-        if count != changes.count:
-            count, database = changes.count, link.database
-            names = default.batched_for(database) | self._channels.batched_for(database)
-            self._batched[link] = count, names
-        return names
 
     def connected(self, link: Link, resumed: bool) -> None:
         self.backlog.announce(

@@ -12,7 +12,7 @@ import random
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal, Protocol, TypeAlias
@@ -24,6 +24,7 @@ from pgsignals._channels import PROBE_CHANNEL, listen_sql
 from pgsignals._control import Control
 from pgsignals._driver import Result, Session, needs_care
 from pgsignals._statements import (
+    LISTENING,
     QUEUE_HOLDERS,
     ROUND_TRIP,
     UNGUARD,
@@ -34,7 +35,7 @@ from pgsignals._statements import (
 from pgsignals._states import Event, Proof, State, after
 from pgsignals._types import DatabaseStatus, Gap, Notification
 from pgsignals._workers import Plan
-from pgsignals.database import LISTENING, Database
+from pgsignals.database import Database
 from pgsignals.errors import (
     ConnectError,
     ConnectionLostError,
@@ -98,7 +99,6 @@ class Events(Protocol):
     """Who is told of what happens to a link, and says what it is to listen to."""
 
     def wanted(self, link: Link) -> set[str]: ...
-    def batched(self, link: Link) -> Collection[str]: ...
     def connected(self, link: Link, resumed: bool) -> None: ...
     def lost(self, link: Link, reason: Reason, error: ConnectionLostError) -> None: ...
     def gap(self, link: Link, gap: Gap) -> None: ...
@@ -140,6 +140,7 @@ class Link:
         self.session: Session | None = None
         self.kept: frozenset[str] = frozenset()  # what its owner listened to before us
         self.lent = False
+        self._borrowed = False  # its owner gets a session back, be it another one
         self.error: Exception | None = None  # why it cannot go on
         self.plans: dict[str, Plan] = {}
         self.settled = 0  # the request up to which LISTENs are acknowledged
@@ -243,9 +244,6 @@ class Link:
 
     # -- as a source of the backlog --------------------------------------------------------------
 
-    def batched(self) -> Collection[str]:
-        return self._reader.events.batched(self)
-
     def overflowed(self, drops: Drops) -> None:
         self.gaps += 1
         channels = frozenset(drops.channels)
@@ -297,7 +295,7 @@ class Link:
 
     def borrow(self, session: Session) -> None:
         """Begin with a session that is its owner's."""
-        self.lent = True
+        self.lent = self._borrowed = True
         self.adopt(session)
 
     def adopt(self, session: Session) -> None:
@@ -446,7 +444,7 @@ class Link:
             self._guard()
 
     def _note_kept(self, results: list[Result]) -> None:
-        self.kept = frozenset(row[0] for row in results[0].rows)
+        self.kept = frozenset(self._heard(results))
         self._active = set(self.kept)
         self.lent = False
         self._guard()
@@ -456,7 +454,9 @@ class Link:
             self._begin_listening()
         else:
             # Under "block" we may not read for long, and lose nothing.
-            self._submit(guard(patient=self._settings.blocks), lambda _: self._begin_listening())
+            alone = not (self._borrowed or self.handed_out)
+            settings = guard(patient=self._settings.blocks, alone=alone)
+            self._submit(settings, lambda _: self._begin_listening())
 
     def _begin_listening(self) -> None:
         # Before the LISTEN, not after: a commit between the two would be missed by nobody's fault.
@@ -637,9 +637,14 @@ class Link:
 
             self._reader.spawn("queue", run, lambda _: None)
 
+    def _heard(self, results: list[Result]) -> set[str]:
+        """The channels that the server has told on the session."""
+        session = self.session
+        return {session.channel(row[0]) for row in results[0].rows} if session else set()
+
     def _mend(self, results: list[Result]) -> None:
         """Somebody has changed what our session listens to."""
-        listening = {row[0] for row in results[0].rows}
+        listening = self._heard(results)
         missing = self._active - listening
         self._foreign = listening - self._active
         if not missing:

@@ -1,11 +1,18 @@
-"""What links say to their servers, LISTEN and NOTIFY apart.  Pure."""
+"""What links say to their servers, LISTEN and NOTIFY apart.  Pure.
+
+``search_path`` may be in others' hands: whoever may create functions, operators or types in a
+schema of it would have statements that name them run what they like, with our role's rights.
+Therefore every statement of ours says ``pg_catalog`` for all that it uses, with exact types, and
+does without syntax that looks operators up by name: ``IN``, ``LIKE``, ``BETWEEN``, ``nullif``,
+``CASE x WHEN``, ``IS DISTINCT FROM``.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
-WHO = "SELECT pg_backend_pid(), pg_is_in_recovery()"
+WHO = "SELECT pg_catalog.pg_backend_pid(), pg_catalog.pg_is_in_recovery()"
 
 # The server drops us when we are gone, so that a ghost of ours never holds its queue; and an idle
 # listener is no idle session.  Over a Unix socket the first four have no effect.
@@ -19,30 +26,83 @@ GUARDS = {
 UNGUARD = "; ".join(f"RESET {name}" for name in GUARDS)
 
 
-def guard(*, patient: bool) -> str:
+def guard(*, patient: bool, alone: bool) -> str:
     """Set :data:`GUARDS`.
 
     :param patient: the server is to wait for a client that does not read.
+    :param alone: nobody else ever runs statements on the session, which needs no search_path.
     """
     guards = {**GUARDS, "tcp_user_timeout": "0"} if patient else GUARDS
+    guards = {**guards, "search_path": "''"} if alone else guards
     return "; ".join(f"SET {name} = {value}" for name, value in guards.items())
 
 
-# pg_notification_queue_usage() also repairs a queue that stays full after its culprit has gone.
-# The sum over the channels' hashes tells what the session still listens to, at any number.
-ROUND_TRIP = (
-    "SELECT pg_notification_queue_usage(), pg_is_in_recovery(), (SELECT coalesce(sum(('x' || "
-    "substr(encode(sha256(textsend(c)), 'hex'), 1, 15))::bit(60)::bigint), 0) "
-    "FROM pg_listening_channels() AS t(c))"
+def clear_search_path(backend_id: int) -> str:
+    """Empty it, unless a pooler stands before the server: *backend_id* is then the pooler's own
+    number, and the setting would outlive us on somebody else's session."""
+    return (
+        "SELECT pg_catalog.set_config('search_path'::pg_catalog.text, ''::pg_catalog.text, false) "
+        f"WHERE pg_catalog.pg_backend_pid() OPERATOR(pg_catalog.=) {backend_id}"
+    )
+
+
+# A channel's name as bytes: in UTF-8, whatever the client speaks and can hold; of an SQL_ASCII
+# database, which converts nothing, as they are.
+_NAME = (
+    "pg_catalog.convert_to(c, (SELECT CASE WHEN pg_catalog.getdatabaseencoding() "
+    "OPERATOR(pg_catalog.=) 'SQL_ASCII'::pg_catalog.name THEN 'SQL_ASCII'::pg_catalog.name "
+    "ELSE 'UTF8'::pg_catalog.name END))"
 )
+
+#: In hexadecimal; see :meth:`pgsignals._driver.Session.channel`.
+LISTENING = (
+    f"SELECT pg_catalog.encode({_NAME}, 'hex'::pg_catalog.text) "
+    "FROM pg_catalog.pg_listening_channels() AS t(c)"
+)
+
+# It also repairs a queue that stays full after its culprit has gone.
+QUEUE_USAGE = "pg_catalog.pg_notification_queue_usage()"
+IN_RECOVERY = "pg_catalog.pg_is_in_recovery()"
+# The sum over the channels' hashes tells what the session still listens to, at any number.
+DIGEST = (
+    "(SELECT coalesce(pg_catalog.sum(('x'::pg_catalog.text OPERATOR(pg_catalog.||) "
+    f"pg_catalog.substr(pg_catalog.encode(pg_catalog.sha256({_NAME}), 'hex'::pg_catalog.text), "
+    "1, 15))::pg_catalog.bit(60)::pg_catalog.int8), 0::pg_catalog.numeric) "
+    "FROM pg_catalog.pg_listening_channels() AS t(c))"
+)
+PARTS = (QUEUE_USAGE, IN_RECOVERY, DIGEST)
+
+#: By this an operator, or ``pgsignals doctor``, knows a session of ours.
+ROUND_TRIP_BEGINS = "SELECT /* pgsignals */ "
+
+
+def round_trip(parts: Collection[str] = PARTS) -> str:
+    """Ask for those of :data:`PARTS`; the others are NULL in the answer."""
+    return ROUND_TRIP_BEGINS + ", ".join(part if part in parts else "NULL" for part in PARTS)
+
+
+ROUND_TRIP = round_trip()
 
 # A session reads the queue between its transactions, and only as fast as its client reads.
 QUEUE_HOLDERS = (
-    "SELECT format('pid %s (%s, database %s), %s since %s%s', pid, "
-    "coalesce(nullif(application_name, ''), 'no name'), datname, state, state_change, "
-    "coalesce(', waits for ' || wait_event, '')) FROM pg_stat_activity "
-    "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() "
-    "AND (state LIKE 'idle in transaction%' OR wait_event = 'ClientWrite') "
+    "SELECT 'pid '::pg_catalog.text "
+    "OPERATOR(pg_catalog.||) pid::pg_catalog.text "
+    "OPERATOR(pg_catalog.||) ' ('::pg_catalog.text "
+    "OPERATOR(pg_catalog.||) CASE WHEN application_name OPERATOR(pg_catalog.<>) "
+    "''::pg_catalog.text THEN application_name ELSE 'no name'::pg_catalog.text END "
+    "OPERATOR(pg_catalog.||) ', database '::pg_catalog.text "
+    "OPERATOR(pg_catalog.||) coalesce(datname::pg_catalog.text, ''::pg_catalog.text) "
+    "OPERATOR(pg_catalog.||) '), '::pg_catalog.text "
+    "OPERATOR(pg_catalog.||) coalesce(state, ''::pg_catalog.text) "
+    "OPERATOR(pg_catalog.||) ' since '::pg_catalog.text "
+    "OPERATOR(pg_catalog.||) coalesce(state_change::pg_catalog.text, ''::pg_catalog.text) "
+    "OPERATOR(pg_catalog.||) coalesce(', waits for '::pg_catalog.text "
+    "OPERATOR(pg_catalog.||) wait_event, ''::pg_catalog.text) "
+    "FROM pg_catalog.pg_stat_activity "
+    "WHERE backend_type OPERATOR(pg_catalog.=) 'client backend'::pg_catalog.text "
+    "AND pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid() "
+    "AND (pg_catalog.starts_with(state, 'idle in transaction'::pg_catalog.text) "
+    "OR wait_event OPERATOR(pg_catalog.=) 'ClientWrite'::pg_catalog.text) "
     "ORDER BY coalesce(xact_start, state_change) LIMIT 3"
 )
 

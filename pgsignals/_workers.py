@@ -7,7 +7,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from pgsignals import _driver
@@ -41,7 +41,6 @@ class Origin(Protocol):
     dispatched: int
     failed: int
 
-    def batched(self) -> Collection[str]: ...
     def overflowed(self, drops: Drops) -> None: ...
 
 
@@ -132,20 +131,17 @@ class Workers:
             except BaseException:
                 with contextlib.suppress(BaseException):  # a filter of the user's may raise
                     logger.critical("pgsignals itself has failed on a worker", exc_info=True)
-            worker.handler = None
+            worker.handler = worker.at = None  # what has been handled must not stay in memory
             task = backlog.done(task, handled) or backlog.take()
 
     def _run_segment(self, worker: Worker, lane: Lane, segment: Segment) -> int:
         link: Any = segment.source
-        if segment.channel is not None:
-            plan = self._plan(link, segment.channel)
-            if plan.batch:
-                return self._run_batch(worker, lane, segment, plan)
         backlog, database, sessions = self._backlog, link.database, worker.sessions
         plans = link.plans
         plan, handler = _NOBODY, None
         handled, pace, channel = 0, 1, None
-        while (run := backlog.begin(lane, segment, pace)) is not None:
+        run = backlog.begin(lane, segment, pace)
+        while run is not None:
             began = time.perf_counter()
             for notification in run:
                 if notification[0] is not channel or changes.count != plan.made_at:
@@ -162,32 +158,34 @@ class Workers:
                         self._fail(link, notification, handler, exc)
                     if sessions:
                         worker.end_transactions()
+                elif plan.batch:
+                    batch = backlog.take_batch(lane, segment, notification, plan.piece)
+                    handled += len(batch) - 1
+                    self._run_batch(worker, link, plan, batch)
                 elif plan.calls:
                     self._call_each(worker, link, plan, [notification])
                 handled += 1
             if handled >= TURN and backlog.has_other_work():
                 break
             pace = 2 * pace if time.perf_counter() - began < INSTANT else 1
+            run = backlog.begin(lane, segment, pace)
         return handled
 
-    def _run_batch(self, worker: Worker, lane: Lane, segment: Segment, plan: Plan) -> int:
-        link: Any = segment.source
-        notifications = self._backlog.take_batch(lane, segment, plan.piece)
-        count = len(notifications)
-        if notifications:
-            began = time.perf_counter()
-            if (handler := plan.only_batch) is not None and changes.count == plan.made_at:
-                worker.handler, worker.at = handler, notifications
-                try:
-                    handler(link.database, notifications=notifications[:])
-                except BaseException as exc:
-                    self._fail(link, notifications, handler, exc)
-                if worker.sessions:
-                    worker.end_transactions()
-            else:
-                self._call_each(worker, link, plan, notifications)
-            plan.note_pace(count, time.perf_counter() - began)
-        return count
+    def _run_batch(
+        self, worker: Worker, link: Origin, plan: Plan, notifications: list[Notification]
+    ) -> None:
+        began = time.perf_counter()
+        if (handler := plan.only_batch) is not None and changes.count == plan.made_at:
+            worker.handler, worker.at = handler, notifications
+            try:
+                handler(link.database, notifications=notifications[:])
+            except BaseException as exc:
+                self._fail(link, notifications, handler, exc)
+            if worker.sessions:
+                worker.end_transactions()
+        else:
+            self._call_each(worker, link, plan, notifications)
+        plan.note_pace(len(notifications), time.perf_counter() - began)
 
     def _plan(self, link: Origin, channel: str) -> Plan:
         plan = link.plans.get(channel)

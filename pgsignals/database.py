@@ -13,6 +13,7 @@ from pgsignals import _driver
 from pgsignals._channels import check_channels, check_unlisten, listen_sql, notify_items
 from pgsignals._driver import SHARE, Session
 from pgsignals._fork import Birth
+from pgsignals._statements import LISTENING
 from pgsignals._types import Notification
 from pgsignals.errors import ClosedError, ConnectionLostError, ConnectionStateError, Error
 from pgsignals.manager import NotificationManager, calm_types, check_timeout
@@ -21,10 +22,10 @@ T = TypeVar("T")
 
 # unnest keeps the order of its arrays, and one SELECT is one transaction.
 NOTIFY = (
-    "SELECT count(pg_notify(channel, payload)) "
-    "FROM unnest(%s::text[], %s::text[]) AS t(channel, payload)"
+    "SELECT pg_catalog.count(pg_catalog.pg_notify(t.channel, t.payload)) FROM ROWS FROM ("
+    "pg_catalog.unnest(%s::pg_catalog.text[]), pg_catalog.unnest(%s::pg_catalog.text[])"
+    ") AS t(channel, payload)"
 )
-LISTENING = "SELECT pg_listening_channels()"
 
 
 class Host(Protocol):
@@ -186,9 +187,21 @@ class Database:
         connection = self.new_connection(within)
         return _session_on(connection, shared=self._connect is not None)
 
-    def sibling_session(self) -> Session:
-        """A session on :meth:`sibling_connection`."""
-        return _session_on(self.sibling_connection(), shared=True)
+    def sibling_session(self, *, alone: bool = False) -> Session:
+        """A session on :meth:`sibling_connection`.
+
+        :param alone: it is in nobody else's hands, unless ``connect=`` keeps what it returns.
+        """
+        return _session_on(self.sibling_connection(), shared=not alone or self._connect is not None)
+
+    def clear_search_path(self) -> None:
+        """Empty it for a session on which no statements of users run; no effect behind a pooler.
+        Blocks for a round trip.
+
+        :raises ConnectionLostError: the session has ended.
+        """
+        session = self._open_session("clear_search_path()")
+        self._statement(session, session.clear_search_path)
 
     def _adopt(self, session: Session) -> None:
         self._listening = set()
@@ -291,7 +304,7 @@ class Database:
         if (host := self._serving()) is not None:
             return iter(host.listening_channels())
         session = self._open_session("listening_channels()")
-        return iter([session.text(row[0]) for row in self._query(session, LISTENING)])
+        return iter([session.channel(row[0]) for row in self._query(session, LISTENING)])
 
     def notify(
         self, /, *channels: str | tuple[str, str | None], **channel_and_payload: str | None

@@ -53,21 +53,25 @@ SCHEMA = """
 CREATE SCHEMA {schema};
 
 CREATE TABLE {schema}.stock (
-    item text PRIMARY KEY,
-    quantity integer NOT NULL,
-    version bigint NOT NULL DEFAULT 1  -- counts the changes of the row
+    item pg_catalog.text PRIMARY KEY,
+    quantity pg_catalog.int4 NOT NULL,
+    version pg_catalog.int8 NOT NULL DEFAULT 1  -- counts the changes of the row
 );
 CREATE TABLE {schema}.orders (
-    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    item text NOT NULL REFERENCES {schema}.stock,
-    quantity integer NOT NULL,
-    placed timestamptz NOT NULL
+    id pg_catalog.int8 GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    item pg_catalog.text NOT NULL REFERENCES {schema}.stock,
+    quantity pg_catalog.int4 NOT NULL,
+    placed pg_catalog.timestamptz NOT NULL
 );
 
 -- The row as JSON, on a channel that is called as the table is: schema.stock, schema.orders.
-CREATE FUNCTION {schema}.tell() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION {schema}.tell() RETURNS pg_catalog.trigger LANGUAGE plpgsql AS $$
 BEGIN
-    PERFORM pg_notify(TG_TABLE_SCHEMA || '.' || TG_TABLE_NAME, row_to_json(NEW)::text);
+    PERFORM pg_catalog.pg_notify(
+        TG_TABLE_SCHEMA::pg_catalog.text OPERATOR(pg_catalog.||) '.'::pg_catalog.text
+            OPERATOR(pg_catalog.||) TG_TABLE_NAME::pg_catalog.text,
+        pg_catalog.row_to_json(NEW)::pg_catalog.text
+    );
     RETURN NULL;
 END $$;
 CREATE TRIGGER tell AFTER INSERT OR UPDATE ON {schema}.stock
@@ -75,7 +79,8 @@ CREATE TRIGGER tell AFTER INSERT OR UPDATE ON {schema}.stock
 CREATE TRIGGER tell AFTER INSERT OR UPDATE ON {schema}.orders
     FOR EACH ROW EXECUTE FUNCTION {schema}.tell();
 
-INSERT INTO {schema}.stock (item, quantity) SELECT unnest({items}), 50;
+INSERT INTO {schema}.stock (item, quantity)
+    SELECT t.item, 50 FROM pg_catalog.unnest({items}::pg_catalog.text[]) AS t(item);
 INSERT INTO {schema}.stock (item, quantity) VALUES ('{rare}', 1);
 """
 
@@ -83,19 +88,23 @@ INSERT INTO {schema}.stock (item, quantity) VALUES ('{rare}', 1);
 SELL = """
 WITH sold AS (
     UPDATE {schema}.stock SET
-        version = version + 1,
-        quantity = quantity - %(quantity)s + CASE WHEN quantity < %(quantity)s THEN 50 ELSE 0 END
-    WHERE item = %(item)s
+        version = version OPERATOR(pg_catalog.+) 1,
+        quantity = quantity OPERATOR(pg_catalog.-) %(quantity)s::pg_catalog.int4
+            OPERATOR(pg_catalog.+)
+            CASE WHEN quantity OPERATOR(pg_catalog.<) %(quantity)s::pg_catalog.int4
+            THEN 50 ELSE 0 END
+    WHERE item OPERATOR(pg_catalog.=) %(item)s::pg_catalog.text
     RETURNING item
 )
 INSERT INTO {schema}.orders (item, quantity, placed)
-SELECT item, %(quantity)s, %(placed)s FROM sold
+SELECT item, %(quantity)s::pg_catalog.int4, %(placed)s::pg_catalog.timestamptz FROM sold
 """
 
 # One transaction: a change that no later notification repeats, and the end of a session.
 KILL = """
-UPDATE {schema}.stock SET quantity = 0, version = version + 1 WHERE item = '{rare}';
-SELECT pg_terminate_backend({victim})
+UPDATE {schema}.stock SET quantity = 0, version = version OPERATOR(pg_catalog.+) 1
+    WHERE item OPERATOR(pg_catalog.=) '{rare}'::pg_catalog.text;
+SELECT pg_catalog.pg_terminate_backend({victim})
 """
 
 

@@ -270,8 +270,6 @@ class ChannelSignal(OrderedSignal):
     def connect_with(self, receiver: F, sender: Any, weak: bool, options: Options) -> F:
         """See :meth:`OrderedSignal.connect_with`."""
         namespace = self._namespace()
-        if options.batch and namespace is not None:
-            namespace.batching.add(self.name)
         first = not self.wanted_by(sender)
         super().connect_with(receiver, sender, weak, options)
         if first and namespace is not None:
@@ -298,7 +296,6 @@ class Channels:
     """A namespace of channel signals: the module's own, or a reactor's."""
 
     def __init__(self) -> None:
-        self.batching: set[str] = set()  # channels that have had a handler with batch=True
         self.around: Callable[..., Any] | None = None  # of the reactor whose own they are
         self._signals: dict[str, ChannelSignal] = {}
         self._lock = threading.Lock()
@@ -356,11 +353,6 @@ class Channels:
         """See :meth:`OrderedSignal.calls_for`."""
         signal = self._signals.get(name)
         return iter(()) if signal is None else signal.calls_for(sender)
-
-    def batched_for(self, sender: Any) -> set[str]:
-        """The channels of which a handler for *sender* wants batches."""
-        names = tuple(self.batching)
-        return {name for name in names if any(call.batch for call in self.calls_for(name, sender))}
 
     def watch(self, watcher: Watcher) -> None:
         """Tell *watcher*, held weakly, of each channel whose handlers change."""
@@ -459,8 +451,10 @@ def on_channel(
         ``TypeAdapter`` of pydantic.  A payload that it refuses goes to ``handler_failed``, not to
         the handler.
     :param batch: hand over what is there at once: ``handler(database, *, notifications)``, a
-        non-empty list of one channel; with *decode* also ``values``.  A handler that is through
-        with hundreds of them in an instant is given a flood in pieces of hundreds.
+        non-empty list of one channel; with *decode* also ``values``.  With one worker it ends
+        where a notification of another channel follows, as one worker keeps the order over all
+        channels.  A handler that is through with hundreds of them in an instant is given a flood
+        in pieces of hundreds.
     :param weak: forget the handler when nobody else refers to it.
     :raises ChannelNameError: a name that PostgreSQL would not take unchanged.
     :raises TypeError: no names, a coroutine function, or a *decode* that cannot work.

@@ -10,17 +10,25 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from pgsignals._driver import Session, versions
 from pgsignals._link import OLDEST_SERVER, QUEUE_ALARM
-from pgsignals._statements import GUARDS, QUEUE_HOLDERS, WHO
+from pgsignals._statements import (
+    GUARDS,
+    QUEUE_HOLDERS,
+    QUEUE_USAGE,
+    ROUND_TRIP_BEGINS,
+    WHO,
+)
 from pgsignals.cli._delivery import Delivery
 from pgsignals.cli._findings import Finding, for_refusal
 from pgsignals.database import Database
 from pgsignals.errors import ConnectError, ConnectionLostError, EncodingError
+
+T = TypeVar("T")
 
 #: From here on a full queue is near; the server itself warns.
 QUEUE_FULL = 0.5
@@ -41,22 +49,33 @@ TIMEOUTS = (
 KEEPALIVES = tuple(name for name in GUARDS if name.startswith("tcp_"))
 
 SETTINGS = (
-    "SELECT name, setting FROM pg_settings WHERE name IN ('max_connections', "
-    + ", ".join(f"'{name}'" for name in (*TIMEOUTS, *KEEPALIVES))
-    + ")"
+    "SELECT name, setting FROM pg_catalog.pg_settings WHERE name OPERATOR(pg_catalog.=) "
+    f"ANY ('{{{','.join(('max_connections', *TIMEOUTS, *KEEPALIVES))}}}'::pg_catalog.text[])"
 )
-TLS = "SELECT ssl, version FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
-QUEUE = "SELECT pg_notification_queue_usage()"
-CLOCK = "SELECT extract(epoch FROM clock_timestamp())::float8"
+TLS = (
+    "SELECT ssl, version FROM pg_catalog.pg_stat_ssl "
+    "WHERE pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()"
+)
+QUEUE = f"SELECT {QUEUE_USAGE}"
+CLOCK = "SELECT pg_catalog.date_part('epoch'::pg_catalog.text, pg_catalog.clock_timestamp())"
+
+#: A reactor of version 0.1.0 asks so.
+OLD_ROUND_TRIP_BEGINS = "SELECT pg_notification_queue_usage()"
 
 # The server does not tell who listens; the last statement of a listener usually is one of these.
 # Of a session that belongs to another role it may hide even what kind of process it is.
 ACTIVITY = (
-    "SELECT coalesce(nullif(application_name, ''), 'no name'), datname = current_database(), "
-    "query ~* '^\\s*listen\\s' OR query LIKE 'SELECT pg_notification_queue_usage()%', "
-    "query = '<insufficient privilege>' FROM pg_stat_activity "
-    "WHERE pid <> pg_backend_pid() AND datid IS NOT NULL "
-    "AND coalesce(backend_type, 'client backend') = 'client backend'"
+    "SELECT CASE WHEN application_name OPERATOR(pg_catalog.<>) ''::pg_catalog.text "
+    "THEN application_name ELSE 'no name'::pg_catalog.text END, "
+    "datname OPERATOR(pg_catalog.=) pg_catalog.current_database(), "
+    "query OPERATOR(pg_catalog.~*) '^\\s*listen\\s'::pg_catalog.text "
+    f"OR pg_catalog.starts_with(query, '{ROUND_TRIP_BEGINS}'::pg_catalog.text) "
+    f"OR pg_catalog.starts_with(query, '{OLD_ROUND_TRIP_BEGINS}'::pg_catalog.text), "
+    "query OPERATOR(pg_catalog.=) '<insufficient privilege>'::pg_catalog.text "
+    "FROM pg_catalog.pg_stat_activity "
+    "WHERE pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid() AND datid IS NOT NULL "
+    "AND coalesce(backend_type, 'client backend'::pg_catalog.text) "
+    "OPERATOR(pg_catalog.=) 'client backend'::pg_catalog.text"
 )
 
 
@@ -101,6 +120,7 @@ class Examination:
         [[pid, in_recovery]] = self._ask(WHO)
         took = time.monotonic() - begun
         self._direct = pid == self._session.backend_id
+        self._in_time(self._session.clear_search_path)
         self._settings = {name: value for name, value in self._ask(SETTINGS)}
         where = f"{self._session.name}, an answer takes {1000 * took:.1f} ms"
         yield Finding("connection", "ok", where, facts={"answer_seconds": took})
@@ -115,7 +135,14 @@ class Examination:
 
     def _ask(self, sql: str) -> list[tuple[Any, ...]]:
         """The rows of *sql*, or the end of the session when they take too long."""
+        rows = self._in_time(lambda: self._session.query(sql))
+        text = self._session.text
+        return [
+            tuple(text(value) if isinstance(value, bytes) else value for value in row)
+            for row in rows
+        ]
 
+    def _in_time(self, run: Callable[[], T]) -> T:
         def give_up() -> None:
             self.late = True
             self._session.shutdown()
@@ -124,14 +151,9 @@ class Examination:
         timer.daemon = True
         timer.start()
         try:
-            rows = self._session.query(sql)
+            return run()
         finally:
             timer.cancel()
-        text = self._session.text
-        return [
-            tuple(text(value) if isinstance(value, bytes) else value for value in row)
-            for row in rows
-        ]
 
     # -- what answers ----------------------------------------------------------------------------
 

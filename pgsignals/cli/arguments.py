@@ -29,9 +29,7 @@ The database: --dsn, else the environment variable DATABASE_URL, else libpq's ow
 PGSERVICE, PGPASSFILE, ...). A password in --dsn can be seen by everybody on this machine.
 """
 
-NOT_SET = (
-    "neither --dsn nor DATABASE_URL is set, so libpq's own variables (PGHOST, ...) and defaults count"
-)
+NOT_SET = "neither --dsn nor DATABASE_URL is set, so libpq's own variables (PGHOST, ...) and defaults count"
 
 NAME = "its name, in which upper and lower case differ"
 
