@@ -8,9 +8,10 @@ import difflib
 import math
 import os
 import re
+import sys
 from collections.abc import Callable
 from importlib import metadata
-from typing import NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 from pgsignals._channels import check_channel
 from pgsignals.cli.terminal import say
@@ -22,6 +23,8 @@ FAILED, MISUSED = 1, 2
 #: What a reader of our output that has stopped reading is given, in seconds, when we end.
 PATIENCE = 1.0
 
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+|inf|nan)(e\d+)?")
+
 _CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)", re.DOTALL)
 
 WHERE = """\
@@ -29,13 +32,30 @@ The database: --dsn, else the environment variable DATABASE_URL, else libpq's ow
 PGSERVICE, PGPASSFILE, ...). A password in --dsn can be seen by everybody on this machine.
 """
 
-NOT_SET = "neither --dsn nor DATABASE_URL is set, so libpq's own variables (PGHOST, ...) and defaults count"
+NOT_SET = (
+    "neither --dsn nor DATABASE_URL is set, so libpq's own variables (PGHOST, ...) and defaults "
+    "count"
+)
 
 NAME = "its name, in which upper and lower case differ"
 
 
 class Parser(argparse.ArgumentParser):
     """Complains in one line, and knows what may have been meant."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.lonely: dict[str, str] = {}
+        """Options that may stand without a number behind them, with the value that they have then:
+        argparse would take the next word for it."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """See :class:`argparse.ArgumentParser`."""
+        words = list(sys.argv[1:] if args is None else args)
+        for at, word in enumerate(words):
+            if word in self.lonely and not _NUMBER.fullmatch("".join(words[at + 1 : at + 2])):
+                words[at] = f"{word}={self.lonely[word]}"
+        return super().parse_known_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
         if (found := _CHOICE.search(message)) is not None:
