@@ -721,7 +721,7 @@ def test_metrics_tell_channels_and_handlers_apart(
     told = labelled(port)
 
     def of(name: str, suffix: str, handler: str) -> float | None:
-        on = channel + suffix if suffix is not None else ""
+        on = channel + suffix
         return told.get((f"pgsignals_{name}", on, f"many.{handler}"))
 
     assert of("handler_failures_total", "", "fails") == 2
