@@ -44,7 +44,7 @@ LEVELS: list[set[str]] = [
     {"demo", "telemetry"},
     {"cli.extras", "cli.terminal"},
     {"cli._findings", "cli._metrics", "cli._watch", "cli.arguments"},
-    {"cli._delivery", "cli._screen"},
+    {"cli._delivery", "cli._notifiers", "cli._screen"},
     {"cli._checks"},
     {"cli.bench", "cli.completion", "cli.demo", "cli.doctor", "cli.listen", "cli.notify"},
     {"cli.run", "cli.top"},
