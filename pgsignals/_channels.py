@@ -55,8 +55,10 @@ def check_payload(payload: object, channel: str) -> str:
     if payload is None:
         return ""
     if not isinstance(payload, str):
+        hint = "decode it" if isinstance(payload, (bytes, bytearray)) else "json.dumps() makes one"
         raise TypeError(
-            f"the payload for channel {channel!r} is a str or None, not {type(payload).__name__}"
+            f"the payload for channel {channel!r} must be a str or None, not "
+            f"{type(payload).__name__}; {hint}"
         )
     payload = str.__str__(payload)
     size = len(_encode(payload, f"the payload for channel {channel!r}", PayloadError))

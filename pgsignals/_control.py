@@ -14,7 +14,7 @@ from pgsignals._log import Log
 from pgsignals.database import Database, send
 from pgsignals.errors import ClosedError, ConnectionLostError, ConnectionStateError
 
-logger = Log(__name__)
+logger = Log("pgsignals.reactor")
 
 T = TypeVar("T")
 

@@ -26,6 +26,7 @@ import psycopg
 from psycopg import generators, pq
 from psycopg.conninfo import conninfo_to_dict
 
+from pgsignals import _conninfo
 from pgsignals._burst import Burst, make, named
 from pgsignals._channels import PROBE_CHANNEL
 from pgsignals._reentry import calls_out
@@ -88,8 +89,8 @@ _REFUSED = re.compile(
     r"permission denied for database"
 )
 
-# A URI whose password has an unescaped slash: libpq takes the rest for the database's name.
-_MISREAD = re.compile(r"^\s*postgres(ql)?://[^/?]*/[^?]*@")
+#: What libpq refuses before it opens anything: see :func:`_resolved`.
+_REFUSED_AT_ONCE = {"sslmode": "none of them", "password": "none"}
 
 # Words of a message that may be a part of a connection string, or of a URL.
 _QUOTED_BACK = re.compile(r"""(?<=invalid port number: )\S+|[^\s'"]*(?:@|=|://)[^\s'"]*""")
@@ -185,9 +186,9 @@ class Session:
                 "the connection is in use by another Database of pgsignals, which would take what "
                 "arrives; close that one first, or open another connection"
             )
+        self.name = _place(connection.info.host, connection.info.port, connection.info.dbname)
         self.check_idle()
         self.backend_id = connection.info.backend_pid
-        self.name = _place(connection.info.host, connection.info.port, connection.info.dbname)
         self.ended = False
         self.sqlstate: str | None = None
         self.farewell = ""
@@ -227,13 +228,13 @@ class Session:
         """
         if not self.connection.autocommit:
             raise ConnectionStateError(
-                "the connection is not in autocommit, so LISTEN would only count after a commit "
-                "and nothing would arrive; set autocommit = True"
+                f"{self.name}: the connection is not in autocommit, so LISTEN would only count "
+                "after a commit and nothing would arrive; set autocommit = True"
             )
         if self.in_transaction:
             raise ConnectionStateError(
-                "the connection is in a transaction or busy, and a session in a transaction "
-                "receives nothing; commit or roll back first"
+                f"{self.name}: the connection is in a transaction or busy, and a session in a "
+                "transaction receives nothing; commit or roll back first"
             )
 
     @property
@@ -500,6 +501,12 @@ class Session:
         """A value of :meth:`query` as text; psycopg leaves bytes where SQL_ASCII is spoken."""
         return value if isinstance(value, str) else value.decode("utf-8", "surrogateescape")
 
+    @property
+    def why_lost(self) -> str:
+        """How this session ended: the server's words and its code, where it sent any."""
+        code = f" ({self.sqlstate})" if self.sqlstate else ""
+        return f"{self.farewell or 'the connection is gone'}{code}"
+
     def channel(self, told: str | bytes) -> str:
         """A name that :data:`~pgsignals._statements.LISTENING` tells, as notifications have it."""
         as_it_is = self.pgconn.parameter_status(b"server_encoding") == b"SQL_ASCII"
@@ -517,10 +524,8 @@ class Session:
 
     def lost(self) -> ConnectionLostError:
         """The error that says how this session ended."""
-        code = f" ({self.sqlstate})" if self.sqlstate else ""
-        reason = self.farewell or "the connection is gone"
         return ConnectionLostError(
-            f"the session with {self.name} has ended: {reason}{code}", sqlstate=self.sqlstate
+            f"the session with {self.name} has ended: {self.why_lost}", sqlstate=self.sqlstate
         )
 
     # -- statements that do not block ------------------------------------------------------------
@@ -740,10 +745,11 @@ def _identity(number: int) -> tuple[int, int]:
 
 
 def open_connection(
-    conninfo: str, params: Mapping[str, Any], within: float | None = None
+    conninfo: str, params: Mapping[str, Any], name: str, within: float | None = None
 ) -> Connection:
     """Connect in autocommit and speak UTF8.  Blocks.
 
+    :param name: of the database; errors begin with it.
     :param within: seconds for all hosts together; None leaves each its ``connect_timeout``.
 
     :raises ConnectError: with the reason in one line and without secrets.
@@ -758,16 +764,17 @@ def open_connection(
         reason = _without_secrets(_one_line(exc), settings)
     # The only server encoding without a conversion to UTF8 is named in every language.
     if "MULE_INTERNAL" in reason and "UTF8" in reason:
-        raise _no_conversion("MULE_INTERNAL")
-    raise ConnectError(reason)
+        raise _no_conversion(name, "MULE_INTERNAL")
+    raise ConnectError(f"{name}: {reason}")
 
 
 @calls_out
-def call_connect(connect: Callable[[], object], *, logged: bool) -> Connection:
+def call_connect(connect: Callable[[], object], name: str, *, logged: bool) -> Connection:
     """A fresh connection from the user's *connect*, made to speak UTF8.  Blocks.
 
     What *connect* raises may hold a secret in its text, such as a token in a URL.
 
+    :param name: of the database, for errors.
     :param logged: whether the reason goes further than to the caller of our API.
     :raises ConnectError: with a reason that is ours, libpq's or the system's.
     :raises TypeError: it returned something else.
@@ -784,7 +791,7 @@ def call_connect(connect: Callable[[], object], *, logged: bool) -> Connection:
             reason = "it returned a closed connection"
         else:
             return _spoken(given)
-    raise ConnectError(f"connect failed: {reason}")
+    raise ConnectError(f"{name}: connect failed: {reason}")
 
 
 def _reason(exc: Exception, *, logged: bool) -> str:
@@ -815,8 +822,10 @@ def _raised_in(exc: BaseException, package: str) -> bool:
 
 def open_like(connection: Connection) -> Connection:
     """Another connection to where *connection* leads, as the same user.  Blocks."""
-    params = {"password": connection.info.password or None, "client_encoding": "UTF8"}
-    return open_connection(connection.info.dsn, params)
+    info = connection.info
+    name = _place(info.host, info.port, info.dbname)
+    params = {"password": info.password or None, "client_encoding": "UTF8"}
+    return open_connection(info.dsn, params, name)
 
 
 def check_connection(connection: object, what: str) -> Connection:
@@ -829,11 +838,14 @@ def check_connection(connection: object, what: str) -> Connection:
 def describe(conninfo: str, params: Mapping[str, Any]) -> str:
     """Where *conninfo* leads: host, port and database name, without connecting."""
     try:
-        given = _parse(conninfo, params)
+        settings = _parse(conninfo, params)
     except ConnectError:
         return "(unreadable conninfo)"
-    host, port, dbname, user = _with_defaults(given, "host", "port", "dbname", "user")
-    return _place(host, port, dbname or user)
+    found = _resolved(settings)
+    if "port" not in found:  # libpq knows of none, which opening it will say
+        return f"service={settings.get('service') or os.environ.get('PGSERVICE')}"
+    host = found.get("host") or found.get("hostaddr") or found["default host"]
+    return _place(host, found["port"], found.get("dbname") or found.get("user", ""))
 
 
 def endpoint(conninfo: str) -> tuple[str, int]:
@@ -842,9 +854,10 @@ def endpoint(conninfo: str) -> tuple[str, int]:
     :raises ConnectError: it cannot be read.
     :raises ValueError: it names no host, or several.
     """
-    host, hostaddr, port = _with_defaults(_parse(conninfo, {}), "host", "hostaddr", "port")
-    host = hostaddr or host
-    if not host or "," in host + port:
+    settings = _parse(conninfo, {})
+    found = _resolved(settings)
+    host, port = found.get("hostaddr") or found.get("host", ""), found.get("port", "")
+    if not host or not port or "," in host + port:
         raise ValueError(f"the connection string must name one host, not {host or 'none'}")
     return host, int(port)
 
@@ -852,51 +865,73 @@ def endpoint(conninfo: str) -> tuple[str, int]:
 def redirected(conninfo: str, port: int) -> str:
     """*conninfo*, led to *port* on 127.0.0.1.  A host's name stays: TLS compares it."""
     settings = _parse(conninfo, {})
-    [host] = _with_defaults(settings, "host")
+    host = _resolved(settings).get("host")
     settings |= {"hostaddr": "127.0.0.1", "port": port}
     if not host or host.startswith("/"):
         settings["host"] = "127.0.0.1"
     return psycopg.conninfo.make_conninfo("", **settings)
 
 
-def _with_defaults(settings: Mapping[str, Any], *names: str) -> list[str]:
-    """What libpq makes of *settings*, with its variables and defaults."""
-    defaults = {
-        option.keyword.decode(): (option.val or b"").decode(errors="replace")
-        for option in pq.Conninfo.get_defaults()
+def _resolved(settings: Mapping[str, Any]) -> dict[str, str]:
+    """What libpq makes of *settings*, with its service file, variables and defaults: it tells so of
+    an attempt that it has refused before anything was opened.  Empty for an unknown service;
+    "default host" is where it looks for a server if nothing names a host."""
+    conninfo = psycopg.conninfo.make_conninfo("", **{**settings, **_REFUSED_AT_ONCE})
+    pgconn = pq.PGconn.connect_start(conninfo.encode())
+    found = {
+        option.keyword.decode(): option.val.decode(errors="replace")
+        for option in pgconn.info
+        if option.val
     }
-    return [str(settings.get(name) or defaults.get(name) or "") for name in names]
+    if found:
+        found["default host"] = pgconn.host.decode(errors="replace")
+    pgconn.finish()
+    return found
 
 
 def _place(host: str, port: object, dbname: str) -> str:
-    return f"{host or 'localhost'}:{port}/{dbname}"
+    place = f"{host or 'localhost'}:{port}/{dbname}"
+    return place if place.isprintable() else place.encode("unicode_escape").decode()
 
 
 def _parse(conninfo: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords of *conninfo* and *params*, without defaults.
+
+    :raises ConnectError: it cannot be read; names the scheme or keyword, and no value.
+    """
     libpq = {key: value for key, value in params.items() if key not in _PSYCOPG_KEYWORDS}
+    text = _conninfo.tidy(conninfo)
+    merged = readable = None
     try:
-        merged = conninfo_to_dict(conninfo, **libpq)
-        psycopg.conninfo.make_conninfo("", **merged)
+        readable = conninfo_to_dict(text)
+        merged = conninfo_to_dict(text, **libpq)
+        psycopg.conninfo.make_conninfo("", **merged).encode()
     except (psycopg.Error, UnicodeError, ValueError):
-        pass  # libpq's message repeats what it could not read, which may be a password
-    else:
-        if not _MISREAD.search(conninfo) and _is_sound(merged):
+        merged = None  # libpq's message repeats what it could not read, which may be a password
+    if merged is not None:
+        reason = _conninfo.suspicion(text, merged)
+        if reason is None:
             return dict(merged)
+    else:
+        known = {option.keyword.decode() for option in pq.Conninfo.get_defaults()}
+        reason = "the value of a keyword holds what libpq does not take"
+        if readable is None:
+            reason = _conninfo.fault(text, known)
+        elif strange := sorted(libpq.keys() - known):
+            reason = f"it has {_conninfo.unknown(strange[0], known, 'keyword')}"
     raise ConnectError(
-        "the connection string or its keywords cannot be read (not shown: they may hold a "
-        "password); see 'Connection Strings' in the PostgreSQL manual, libpq"
+        f"the connection string cannot be read: {reason}; it should look like "
+        f"{_conninfo.EXAMPLES} (yours is not shown, as it may hold a password)"
     )
-
-
-def _is_sound(settings: Mapping[str, Any]) -> bool:
-    """Whether no part of a password can have landed in what names the server."""
-    port = str(settings.get("port") or "")
-    return "@" not in str(settings.get("host") or "") and not port.strip("0123456789,")
 
 
 def _settings(conninfo: str, params: Mapping[str, Any]) -> dict[str, Any]:
     settings = _parse(conninfo, params)
-    asked = settings.get("client_encoding") or os.environ.get("PGCLIENTENCODING")
+    found = _resolved(settings)
+    # psycopg looks neither for several hosts nor for a timeout in a service file.
+    settings |= {key: found[key] for key in ("host", "hostaddr", "port") if found.get(key)}
+    settings["connect_timeout"] = found.get("connect_timeout") or CONNECT_TIMEOUT
+    asked = found.get("client_encoding")
     if asked and str(asked).replace("-", "").replace("_", "").lower() not in ("utf8", "unicode"):
         warnings.warn(
             f"client_encoding={asked!r} is overridden with UTF8: a payload that it cannot hold "
@@ -906,8 +941,6 @@ def _settings(conninfo: str, params: Mapping[str, Any]) -> dict[str, Any]:
         )
     settings["client_encoding"] = "UTF8"
     settings.setdefault("fallback_application_name", "pgsignals")
-    if "PGCONNECT_TIMEOUT" not in os.environ:
-        settings.setdefault("connect_timeout", CONNECT_TIMEOUT)
     settings.update((key, params[key]) for key in params.keys() & _PSYCOPG_KEYWORDS)
     return settings
 
@@ -930,8 +963,10 @@ def _spoken(connection: Connection) -> Connection:
     server = pgconn.parameter_status(b"server_encoding")
     wanted = b"SQL_ASCII" if server == b"SQL_ASCII" else b"UTF8"
     if server == b"MULE_INTERNAL":
+        info = connection.info
+        place = _place(info.host, info.port, info.dbname)
         connection.close()
-        raise _no_conversion("MULE_INTERNAL")
+        raise _no_conversion(place, "MULE_INTERNAL")
     idle = pgconn.transaction_status == pq.TransactionStatus.IDLE
     if pgconn.parameter_status(b"client_encoding") != wanted and idle:
         pgconn.exec_(b"SET client_encoding TO " + wanted)
@@ -949,9 +984,9 @@ def _share(settings: Mapping[str, Any], within: float) -> int:
     return min(share, wanted) if wanted > 0 else share
 
 
-def _no_conversion(encoding: str) -> EncodingError:
+def _no_conversion(name: str, encoding: str) -> EncodingError:
     return EncodingError(
-        f"the database's encoding {encoding} has no conversion to UTF8; "
+        f"{name}: the database's encoding {encoding} has no conversion to UTF8; "
         "use a database with encoding UTF8"
     )
 

@@ -27,7 +27,7 @@ from pgsignals.database import Database, send
 from pgsignals.errors import ClosedError, ConnectionLostError, ConnectionStateError
 from pgsignals.signals import Channels, OrderedSignal
 
-logger = Log(__name__)
+logger = Log("pgsignals.reactor")
 
 #: How long a call waits for LISTENs that were asked for before it, in seconds.
 ACKNOWLEDGED_WITHIN = 10.0

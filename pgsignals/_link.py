@@ -47,9 +47,10 @@ from pgsignals.errors import (
     Error,
     PoolerError,
     StandbyError,
+    UnsupportedServerError,
 )
 
-logger = Log(__name__)
+logger = Log("pgsignals.reactor")
 
 Reason: TypeAlias = Literal["ended", "silent", "deaf"]
 
@@ -96,6 +97,9 @@ SHARE = 8192
 
 #: Of the queue; the server itself warns from a half on.
 QUEUE_ALARM = 0.25
+
+#: The oldest server that knows all of what a reactor sets on its session.
+OLDEST_SERVER = 140000
 
 
 def now_utc() -> datetime:
@@ -421,7 +425,7 @@ class Link:
             if session is not None:
                 session.close()
         elif session is None:
-            self.refused(error or ConnectError("no reason given"))
+            self.refused(error or ConnectError(f"{self.database.name}: no reason given"))
         else:
             self.adopt(session)
 
@@ -461,6 +465,8 @@ class Link:
         ours = isinstance(error, Error)
         self.last_error = str(error) if ours else f"connect= raised {type(error).__name__}"
         if self._reader.starting or self.database.wrapped:
+            if not ours:
+                error.add_note(f"raised while pgsignals connected {self.database.name}")
             self.error = error
             return
         self._retry_later(self.last_error, slowly=needs_care(error))
@@ -471,10 +477,14 @@ class Link:
         logger.warning(
             "%s: %s; attempt %d in %.1f s",
             self.database.name,
-            why,
+            self._bare(why),
             self._backoff.failures,
             delay,
         )
+
+    def _bare(self, text: str) -> str:
+        """*text* without the name of this database, which stands in the log before it."""
+        return text.removeprefix(f"{self.database.name}: ")
 
     def fail(self, reason: Reason, why: str) -> None:
         """Give the session up: its socket is shut down, and :meth:`ended` follows at once."""
@@ -509,7 +519,7 @@ class Link:
         if self._reader.starting or self.database.wrapped or self.error is not None:
             self.error = self.error or error
         elif not self._reader.stopping:
-            self._retry_later(f"lost ({self._reason}): {error}")
+            self._retry_later(f"lost ({self._reason}): {self._why or session.why_lost}")
 
     # -- setting up: who answers, guards, LISTEN, canary -----------------------------------------
 
@@ -666,8 +676,15 @@ class Link:
     def _standby(self) -> StandbyError:
         return StandbyError(
             f"{self.database.name} is a standby, where LISTEN is not possible; connect to the "
-            "primary, or give a list of hosts and target_session_attrs=read-write"
+            "primary, or give a list of hosts and target_session_attrs=primary"
         )
+
+    def _refuse_old(self, session: Session) -> None:
+        version = session.connection.info.parameter_status("server_version")
+        text = f"the server is PostgreSQL {version}, and 14 is the oldest that is supported"
+        if self._reader.starting:
+            self.error = self.error or UnsupportedServerError(f"{self.database.name}: {text}")
+        self.fail("ended", text)
 
     def _set_up(self, results: list[Result]) -> None:
         pid, in_recovery = results[0].rows[0]
@@ -678,6 +695,8 @@ class Link:
             if self._reader.starting:
                 self.error = self._standby()
             self.fail("ended", "the server is a standby")
+        elif self.session is not None and 0 < self.session.pgconn.server_version < OLDEST_SERVER:
+            self._refuse_old(self.session)
         else:
             self._note_owner()
 
@@ -687,9 +706,7 @@ class Link:
 
     def _note_owner(self) -> None:
         if self.lent:
-            self._submit(
-                LISTENING, self._note_kept, refused=lambda result: self._note_nothing(result)
-            )
+            self._submit(LISTENING, self._note_kept, refused=self._note_nothing)
         else:
             self._guard()
 
@@ -886,7 +903,8 @@ class Link:
             self.happen(Event.DUE)
             self.connect()
         elif self.state is State.CONNECTING and now >= self.connect_by:
-            self.refused(ConnectError(f"no connection within {self._connect_limit:.0f} s"))
+            name, limit = self.database.name, self._connect_limit
+            self.refused(ConnectError(f"{name}: no connection within {limit:.0f} s"))
         if self.session is not None and self.session.unsent:
             self.session.flush()
             self._check_sent(self.session)
@@ -1076,7 +1094,7 @@ class Link:
             return
         self._canary_asked = None
         why = error if isinstance(error, (Error, TimeoutError)) else type(error).__name__
-        self.last_error = f"no canary could be sent: {why}"
+        self.last_error = f"no canary could be sent: {self._bare(str(why))}"
         said = self.last_error == self._canary_trouble
         level, self._canary_trouble = logging.DEBUG if said else logging.WARNING, self.last_error
         logger.log(level, "%s: %s", self.database.name, self.last_error)

@@ -23,7 +23,7 @@ from pgsignals.database import Database
 from pgsignals.errors import ConnectError
 from pgsignals.manager import NotificationManager
 
-logger = Log(__name__)
+logger = Log("pgsignals.reactor")
 
 #: How long a server may take at the end to send what we have notified, and to forget our LISTENs
 #: on a session that is given back, in seconds.

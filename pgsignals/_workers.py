@@ -18,7 +18,7 @@ from pgsignals.database import Database
 from pgsignals.errors import ConnectionStateError
 from pgsignals.signals import Call, Channels, OrderedSignal, changes, default
 
-logger = Log(__name__)
+logger = Log("pgsignals.reactor")
 
 _current = threading.local()
 

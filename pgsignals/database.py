@@ -189,9 +189,9 @@ class Database:
             )
         connect = self._connect
         if connect is not None:
-            return _driver.call_connect(connect, logged=logged)
+            return _driver.call_connect(connect, self.name, logged=logged)
         return _without_frames(
-            lambda: _driver.open_connection(self._conninfo, self._params, within)
+            lambda: _driver.open_connection(self._conninfo, self._params, self.name, within)
         )
 
     def sibling_connection(self) -> _driver.Connection:

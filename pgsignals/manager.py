@@ -19,7 +19,7 @@ from pgsignals._types import Notification
 from pgsignals._waker import Waker
 from pgsignals.errors import Error
 
-logger = Log(__name__)
+logger = Log("pgsignals.manager")
 
 # A selector refuses what its system call cannot hold; waking up once a day is free.
 _LONGEST_WAIT = 86_400.0

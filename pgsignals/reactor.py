@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import signal
 import sys
@@ -23,6 +24,8 @@ from pgsignals.database import Database
 from pgsignals.errors import ClosedError, ConnectionStateError
 from pgsignals.manager import as_seconds, check_timeout
 from pgsignals.signals import Channels, ChannelSignal, F, OrderedSignal, default
+
+logger = logging.getLogger("pgsignals.reactor")
 
 #: 2**17: more than the 100,000 of a large transaction, some 30 MB of short payloads.
 MAX_BACKLOG = 131_072
@@ -99,6 +102,7 @@ class Reactor:
             ),
         )
         self._birth = Birth()
+        self._arounds: tuple[Callable[..., object], ...] = ()
         listened = check_channels(channels)
         # Changed in one step of C each, so that no lock is needed, which a finalizer in the
         # middle of a change could not take.
@@ -154,17 +158,35 @@ class Reactor:
     def wrap_handlers(self, around: Callable[..., object] | None) -> None:
         """Have every handler of this reactor called by *around*, for measuring and tracing.
 
-        It is called as ``around(handler, database, **given)`` on the worker, has to call
+        It is called as ``around(handler, database, **given)`` on the worker, has to return
         ``handler(database, **given)``, and to let through what that raises.  *given* is what the
         handler wants: ``notification`` or ``notifications``, ``value`` or ``values``.  Receivers of
         :attr:`any_channel` are handlers, too; those of the reactor's other signals are not.
 
-        Handlers that run go on as they are.  There is one *around* at a time.
+        There may be several: the first that was added is called first, and what it gets as the
+        handler calls the next.  Handlers that run go on as they are.
 
-        :param around: None for none, which is the fastest.
+        :param around: None takes all of them off, which is the fastest.
         """
         self._check_fork()
-        self._own.wrap(around)
+        self._arounds = () if around is None else (*self._arounds, around)
+        self._own.wrap(_nested(self._arounds))
+
+    def unwrap_handlers(self, around: Callable[..., object]) -> None:
+        """Take *around* off again; does nothing when :meth:`wrap_handlers` has not added it."""
+        self._check_fork()
+        self._arounds = tuple(one for one in self._arounds if one is not around)
+        self._own.wrap(_nested(self._arounds))
+
+    def handlers_of(self, channel: str, database: Database) -> list[Callable[..., object]]:
+        """What a notification of *database* on *channel* is handed to, in order; without the
+        receivers of :attr:`any_channel`."""
+        calls = [
+            call
+            for namespace in (default, self._own)
+            for call in namespace.calls_for(channel, database)
+        ]
+        return [handler for call in calls if (handler := call.handler()) is not None]
 
     def handlers_changed(self, _: str) -> None:
         """See :class:`pgsignals.signals.Watcher`."""
@@ -246,18 +268,18 @@ class Reactor:
     def run(self, stop_timeout: float | None = 10.0) -> None:
         """Run in the foreground until it is stopped.
 
-        SIGINT or SIGTERM stops it within *stop_timeout* seconds, a second one at once; the
-        program's own signal handlers are put back.  Outside the main thread, which alone may
-        handle OS signals, they are left alone.
+        SIGINT or SIGTERM stops it within *stop_timeout* seconds, a second one at once, and the log
+        says so; the program's own signal handlers are put back.  Outside the main thread, which
+        alone may handle OS signals, they are left alone.
 
         :raises Error: what ended the reactor, if it was not stopped.
         """
         check_timeout(stop_timeout)
-        wishes: queue.SimpleQueue[bool] = queue.SimpleQueue()  # True: stop; False: has ended
+        wishes: queue.SimpleQueue[int] = queue.SimpleQueue()  # an OS signal; 0: it has ended
         started = False
 
-        def handle(*_: object) -> None:
-            wishes.put(True)
+        def handle(number: int, _: FrameType | None) -> None:
+            wishes.put(number)
             if not started:  # not here: this thread may hold any lock
                 threading.Thread(target=self.stop, args=(0,), daemon=True).start()
 
@@ -267,9 +289,12 @@ class Reactor:
             if life is None:
                 return
             started = True
-            life.when_over(lambda: wishes.put(False))
+            life.when_over(lambda: wishes.put(0))
             seconds = stop_timeout
-            while _next_wish(wishes):
+            while number := _next_wish(wishes):
+                patience = "for ever" if seconds is None else f"{seconds:g} s"
+                name = signal.Signals(number).name
+                logger.info("%s: stopping; waiting %s for handlers", name, patience)
                 life.ask_to_stop(
                     None if seconds is None else time.monotonic() + as_seconds(seconds)
                 )
@@ -281,13 +306,14 @@ class Reactor:
             raise life.error
 
     @calls_out
-    def _start_for(self, wishes: queue.SimpleQueue[bool]) -> Life | None:
+    def _start_for(self, wishes: queue.SimpleQueue[int]) -> Life | None:
         """Start, or None when that was stopped by a wish."""
         try:
             self.start()
         except ClosedError:
             if wishes.empty():
                 raise
+            logger.info("%s: stopped while it started", signal.Signals(wishes.get()).name)
             return None
         return self._life
 
@@ -437,6 +463,31 @@ def _check_threads() -> None:
         )
 
 
+class _Within:
+    """A handler that is called by the next *around*, and has the handler's name."""
+
+    def __init__(self, around: Callable[..., object], handler: Callable[..., object]) -> None:
+        self.__module__ = getattr(handler, "__module__", "")
+        self.__qualname__ = getattr(handler, "__qualname__", type(handler).__qualname__)
+        self._around = around
+        self._handler = handler
+
+    def __call__(self, database: Database, **given: object) -> object:
+        return self._around(self._handler, database, **given)
+
+
+def _nested(arounds: tuple[Callable[..., object], ...]) -> Callable[..., object] | None:
+    """All of them as one, the first around the others; None for none."""
+    if len(arounds) < 2:
+        return arounds[0] if arounds else None
+    outer, inner = arounds[0], _nested(arounds[1:])
+
+    def around(handler: Callable[..., object], database: Database, **given: object) -> object:
+        return outer(handler if inner is None else _Within(inner, handler), database, **given)
+
+    return around
+
+
 # -- arguments -----------------------------------------------------------------------------------
 
 
@@ -487,7 +538,7 @@ def _handle_signals(handler: Callable[[int, FrameType | None], object]) -> dict[
 
 
 @calls_out  # by waiting for OS signals
-def _next_wish(wishes: queue.SimpleQueue[bool]) -> bool:
+def _next_wish(wishes: queue.SimpleQueue[int]) -> int:
     # An OS signal that comes just before get() waits in C has its handler run only after the
     # wait; so no wait is long.
     while True:

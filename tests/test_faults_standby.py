@@ -43,7 +43,7 @@ def list_of(*servers: Postgres, password: str) -> str:
     return (
         f"host={','.join(['127.0.0.1'] * len(servers))} "
         f"port={','.join(str(server.port) for server in servers)} user=postgres "
-        f"dbname=postgres password={password} target_session_attrs=read-write"
+        f"dbname=postgres password={password} target_session_attrs=primary"
     )
 
 
@@ -71,7 +71,7 @@ def test_standby_is_refused_with_what_to_do(
     witness = Witness(reactor)
     begun = time.monotonic()
 
-    with pytest.raises(StandbyError, match="target_session_attrs=read-write"):
+    with pytest.raises(StandbyError, match="target_session_attrs=primary"):
         reactor.start()
 
     taken = time.monotonic() - begun
@@ -81,7 +81,7 @@ def test_standby_is_refused_with_what_to_do(
 
 
 def test_standby_that_is_the_only_host_of_a_list_is_an_error_of_start(standby: Postgres) -> None:
-    with pytest.raises(ConnectError, match="read-only"):
+    with pytest.raises(ConnectError, match="hot standby"):
         Reactor(list_of(standby, password=standby.password)).start()
 
 
@@ -150,7 +150,7 @@ def test_reactor_follows_a_failover(server: Postgres, record_property: RecordPro
             begun, stopped = now(), time.monotonic()
             server.stop("immediate")
             lost = witness.wait("lost")
-            wait_until(lambda: "read-only" in error_of(reactor))  # the standby is no way out
+            wait_until(lambda: "in hot standby" in error_of(reactor))  # the standby is no way out
 
             promote(standby_dsn)
             promoted = time.monotonic()

@@ -10,12 +10,12 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from pgsignals._driver import Session, versions
-from pgsignals._link import QUEUE_ALARM
+from pgsignals._link import OLDEST_SERVER, QUEUE_ALARM
 from pgsignals._statements import (
     GUARDS,
     QUEUE_HOLDERS,
@@ -26,13 +26,11 @@ from pgsignals._statements import (
 )
 from pgsignals.cli._delivery import Delivery
 from pgsignals.cli._findings import Finding, for_refusal
+from pgsignals.cli._notifiers import channel_findings
 from pgsignals.database import Database
 from pgsignals.errors import ConnectError, ConnectionLostError, EncodingError
 
 T = TypeVar("T")
-
-#: The oldest server that knows all of what a reactor sets on its session.
-OLDEST = 140000
 
 #: From here on a full queue is near; the server itself warns.
 QUEUE_FULL = 0.5
@@ -83,10 +81,11 @@ ACTIVITY = (
 )
 
 
-def examine(database: Database, timeout: float) -> Iterator[Finding]:
+def examine(database: Database, timeout: float, channels: Sequence[str] = ()) -> Iterator[Finding]:
     """All findings, as they come.  Blocks.
 
     :param timeout: seconds for each answer.
+    :param channels: those to look for.
     """
     try:
         session = database.new_session(timeout)
@@ -96,7 +95,7 @@ def examine(database: Database, timeout: float) -> Iterator[Finding]:
     except ConnectError as error:
         yield Finding("connection", "failed", str(error), for_refusal(str(error)))
         return
-    examination = Examination(database, session, timeout)
+    examination = Examination(database, session, timeout, channels)
     try:
         yield from examination.findings()
     except ConnectionLostError as error:
@@ -110,8 +109,11 @@ def examine(database: Database, timeout: float) -> Iterator[Finding]:
 class Examination:
     """One run: a session to ask with, and what is known so far."""
 
-    def __init__(self, database: Database, session: Session, timeout: float) -> None:
+    def __init__(
+        self, database: Database, session: Session, timeout: float, channels: Sequence[str]
+    ) -> None:
         self.late = False
+        self._channels = channels
         self._database = database
         self._session = session
         self._timeout = timeout
@@ -132,10 +134,14 @@ class Examination:
         yield self._tls()
         yield self._encoding()
         found = [self._clock(), self._queue(), self._sessions(), self._timeouts()]
+        about_channels: list[Finding] = []
+        if self._channels and self._session.connection.info.server_version >= OLDEST_SERVER:
+            about_channels = list(channel_findings(self._ask, self._channels))
         delivery = Delivery(self._database, self._timeout, direct=self._direct)
         yield from delivery.findings(in_recovery=in_recovery)
         yield from found
         yield from self._keepalives()
+        yield from about_channels
 
     def _ask(self, sql: str) -> list[tuple[Any, ...]]:
         """The rows of *sql*, or the end of the session when they take too long."""
@@ -162,8 +168,8 @@ class Examination:
         psycopg, libpq = versions()
         text = f"PostgreSQL {version}; here psycopg {psycopg} with libpq {libpq}"
         facts = {"server": version, "psycopg": psycopg, "libpq": libpq}
-        if info.server_version < OLDEST:
-            advice = f"a Reactor wants PostgreSQL {OLDEST // 10000} or newer"
+        if info.server_version < OLDEST_SERVER:
+            advice = f"PostgreSQL {OLDEST_SERVER // 10000} is the oldest that is supported"
             return Finding("server", "failed", text, advice, facts)
         return Finding("server", "ok", text, facts=facts)
 
@@ -312,13 +318,9 @@ class Examination:
                 "and tcp_keepalives_idle of the server"
             )
             yield Finding("keepalives", "note", text, advice, both)
-        elif ours.get("keepalives_idle", 0) > LONG_SILENCE or not ours.get("keepalives"):
-            advice = (
-                "a Reactor sets those of the server on its session, and probes, so that its own do "
-                "not matter; for a loop over db.wait(): keepalives_idle=30 tcp_user_timeout=30000"
-            )
-            yield Finding("keepalives", "note", text, advice, both)
         else:
+            if ours.get("keepalives_idle", 0) > LONG_SILENCE or not ours.get("keepalives"):
+                text += "; a Reactor sets its own on the server's side, and probes"
             yield Finding("keepalives", "ok", text, facts=both)
 
 
