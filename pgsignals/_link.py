@@ -1028,7 +1028,9 @@ class Link:
             return
         since = self._proof.since
         logger.warning(
-            "%s: somebody took %d registrations of ours away", self.database.name, len(missing)
+            "%s: %d registrations were taken away, and are made again",
+            self.database.name,
+            len(missing),
         )
         self._active -= missing
         mend = sorted(missing & self._target())
