@@ -273,7 +273,7 @@ def test_terminal_shows_a_picture_in_its_place(dsn: str, lines: int, columns: in
         last = " ".join(pictures[-1].split())
         assert_in_order(last, "listening", "samovar 0", "kill:", "lost:", r"gap \(reconn")
         assert_in_order(last, r"pg_terminate_backend\(\d+\), and the last samovar is sold")
-        assert_in_order(last, r"\d+ orders and \d+ items of stock were news")
+        assert_in_order(last, r"\d+ orders and \d+ items of stock")
     end = COLOUR.sub("", screen).rpartition("verified:\n")[2]
     assert max(map(len, end.splitlines())) <= columns
     assert "ok stock: 8 of 8 items in the cache are as in the table ok" in " ".join(end.split())
