@@ -6,6 +6,9 @@ import threading
 from datetime import datetime
 from typing import Any
 
+import psycopg
+from psycopg import sql
+
 from pgsignals import Database, Notification, Reactor
 from pgsignals._channels import PROBE_CHANNEL
 from pgsignals.embedded import Postgres
@@ -186,3 +189,28 @@ def test_drops_of_several_reads_are_dated_by_the_first(
 
     assert gap.dropped == 2
     assert gap.since <= committed[0] < committed[1] <= gap.until
+
+
+def test_registration_of_the_canaries_that_somebody_took_away_is_nobodys_gap(
+    dsn: str, channel: str, admin: Admin
+) -> None:
+    """No notification of a user's was missed; the next canary has to arrive again."""
+    canaries = sql.Identifier(PROBE_CHANNEL)
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        database = Database.wrap(connection)
+        with Reactor(database, channels=[channel], probe_interval=0.3, probe_timeout=10) as reactor:
+            witness = Witness(reactor)
+
+            def listens() -> bool:
+                rows = connection.execute("SELECT pg_listening_channels()").fetchall()
+                return (PROBE_CHANNEL,) in rows
+
+            assert listens()
+            connection.execute(sql.SQL("UNLISTEN {}").format(canaries))
+            wait_until(listens, why="it was not put back")
+            await_probes(reactor, 3)
+            admin.notify(channel, "heard")
+            witness.wait_for("heard")
+
+            assert witness.kinds(database) in ([], ["connected"])
+            assert reactor.status().databases[0].gaps == 0

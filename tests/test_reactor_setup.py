@@ -10,6 +10,7 @@ import psycopg
 
 from pgsignals import Database, Reactor
 from pgsignals.embedded import Postgres
+from pgsignals.testing import Proxy
 from tests.programs.fault_rig import Censor, Witness, state_of
 from tests.support.admin import Admin
 from tests.support.waiting import LONG, PATIENCE, Background, wait_until
@@ -44,6 +45,7 @@ def test_canary_that_arrives_during_a_listen_does_not_end_the_setup(
         witness = Witness(reactor)
         starting = Background(reactor.start)
         assert late.waits.wait(PATIENCE)  # the first canary
+        wait_until(lambda: state_of(reactor, 1) == "listening")
         censor.lets_listen.clear()
         listening = Background(reactor.listen, second)
         assert censor.listen_waits.wait(PATIENCE)
@@ -62,3 +64,29 @@ def test_canary_that_arrives_during_a_listen_does_not_end_the_setup(
 
     assert early == ("connecting", [], True)
     assert set(listened) == {first, second}
+
+
+def test_canary_that_comes_before_the_answer_that_was_to_show_it_missing_is_in_time(
+    postgres: Postgres, dsn: str, proxy: Proxy, channel: str
+) -> None:
+    """It comes late; the round trip that asks after it fetches it, and that is no deafness."""
+    with Censor(proxy.port) as censor:
+        late = Late(postgres.dsn_for(port=censor.port), dsn)
+        late.may_connect.set()
+        reactor = Reactor(
+            Database(connect=late), channels=[channel], probe_interval=60, probe_timeout=6
+        )
+        witness = Witness(reactor)
+        censor.hold()
+        starting = Background(reactor.start)
+        wait_until(lambda: censor.held, why="no canary came")
+        proxy.freeze("to_server")
+        wait_until(lambda: proxy.held("to_server"), why="nobody asked after it")
+        censor.release()
+        proxy.thaw("to_server")
+        starting.result(PATIENCE)
+        told = witness.kinds(reactor.databases[0])
+        reactor.stop()
+
+    assert told in ([], ["connected"])
+    assert not witness.all("lost")
