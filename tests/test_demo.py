@@ -20,6 +20,7 @@ import pytest
 from pgsignals import demo
 from pgsignals.database import Database
 from pgsignals.embedded import Postgres
+from pgsignals.reactor import Reactor
 from tests.support.admin import Admin
 from tests.support.waiting import LONG, PATIENCE, wait_until
 
@@ -203,6 +204,27 @@ def test_seller_that_fails_fails_the_demo(
     printed = capsys.readouterr().out
     assert "the seller failed: licence" in printed
     assert "FAILED  handlers: 0 calls" in printed
+
+
+# -- on a slow machine ---------------------------------------------------------------------------
+
+
+def test_session_is_killed_after_half_of_the_sales_however_late_the_seller_comes(
+    dsn: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    late = "import sys, time\ntime.sleep(3 * ('pgsignals.demo' in sys.orig_argv))\n"
+    (tmp_path / "sitecustomize.py").write_text(late, "utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    kill, told = demo.kill, [0]
+
+    def watched(db: Database, reactor: Reactor, shop: demo.Shop) -> None:
+        told.append(len(shop.told))
+        kill(db, reactor, shop)
+
+    monkeypatch.setattr(demo, "kill", watched)
+
+    assert demo.run(4, dsn) == 0
+    assert told[-1] > 0
 
 
 # -- on a terminal -------------------------------------------------------------------------------
