@@ -54,9 +54,8 @@ ROOT = Path(__file__).parents[1]
 _project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 if _source := _project.get("urls", {}).get("Source"):
     html_theme_options = {
-        "source_repository": _source,
-        "source_branch": "HEAD",
-        "source_directory": "docs/",
+        "source_view_link": f"{_source}/blob/HEAD/docs/{{filename}}",
+        "top_of_page_buttons": ["view"],
     }
 
 CONTENTS = {
