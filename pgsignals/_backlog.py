@@ -15,8 +15,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
+from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import chain, islice
+from itertools import chain, islice, takewhile
 from operator import itemgetter, length_hint
 from queue import Empty, SimpleQueue
 from typing import Literal, Protocol, TypeAlias
@@ -39,27 +40,85 @@ class Source(Protocol):
     dropped: int
     dispatched: int
 
-    def batched(self) -> Collection[str]:
-        """The channels whose handlers want batches."""
-
     def overflowed(self, drops: Drops) -> None:
         """Tell of *drops*; runs on a worker."""
 
 
+@dataclass(eq=False)
 class Drops:
     """Notifications of one source that were given up and not told of yet."""
 
-    def __init__(self, since: datetime, until: datetime) -> None:
-        self.since = since
-        self.until = until
-        self.count = 0
-        self.channels: set[str] = set()
+    since: datetime
+    until: datetime
+    count: int = 0
+    channels: set[str] = field(default_factory=set)
+
+    def add(self, channels: Iterable[str], count: int, since: datetime, until: datetime) -> None:
+        """Give up so many more, received at *until*."""
+        self.channels.update(channels)
+        self.count += count
+        self.since = min(self.since, since)
+        self.until = max(self.until, until)
+
+
+class Hold:
+    """What a source receives before its session may be announced, under the backlog's policy.
+
+    ``"block"`` keeps all of it: the reader that would wait for space is the one that has to read
+    what shows that the session can be announced.
+
+    :param limit: how many notifications are kept.
+    """
+
+    def __init__(self, limit: int, policy: Policy) -> None:
+        self._limit = sys.maxsize if policy == "block" else limit
+        self._keys: set[tuple[str, str]] | None = set() if policy == "coalesce" else None
+        self._burst = Burst()
+        self._drops: Drops | None = None
+        self.received = 0  # all that was put, since the last take()
+
+    def __len__(self) -> int:
+        return len(self._burst)
+
+    def put(self, burst: Burst, since: datetime, received: datetime) -> None:
+        """Keep *burst*; see :meth:`Backlog.put`."""
+        self.received += len(burst)
+        if self._keys is None:
+            self._burst += burst
+        else:
+            for notification in burst:
+                if (key := notification[:2]) not in self._keys:
+                    self._keys.add(key)
+                    self._burst.append(notification)
+        if len(self._burst) > self._limit + self._limit // 4:  # now and then, as it copies
+            self._drop_oldest(since, received)
+
+    def _drop_oldest(self, since: datetime, received: datetime) -> None:
+        excess = len(self._burst) - self._limit
+        dropped, self._burst = self._burst.part(0, excess), self._burst.part(excess, sys.maxsize)
+        if self._keys is not None:
+            self._keys.difference_update(zip(dropped.channels, dropped.payloads, strict=True))
+        self._drops = self._drops or Drops(since, received)
+        self._drops.add(dropped.channels, excess, since, received)
+
+    def take(self, since: datetime, received: datetime) -> tuple[Burst, Drops | None]:
+        """What is kept, and what had to be dropped, if anything; both are gone then."""
+        if len(self._burst) > self._limit:
+            self._drop_oldest(since, received)
+        burst, drops = self._burst, self._drops
+        self._burst, self._drops, self.received = Burst(), None, 0
+        if self._keys is not None:
+            self._keys.clear()
+        return burst, drops
 
 
 class Segment:
     """Notifications of one source that arrived at once and wait in one lane."""
 
-    __slots__ = ("_rest", "_size", "begun", "channel", "received", "since", "source")
+    __slots__ = (
+        *("_channels", "_rest", "_size", "begun", "channel", "epoch", "received", "since"),
+        "source",
+    )
 
     def __init__(
         self,
@@ -68,14 +127,17 @@ class Segment:
         burst: Burst | Part,
         since: datetime,
         received: datetime,
+        epoch: int = 0,
     ) -> None:
         self.source = source
         self.channel = channel
         self._size = len(burst)
         self._rest: Iterable[Notification] = burst
+        self._channels = burst.channels if channel is None and isinstance(burst, Burst) else None
         self.begun = 0  # those before it have been taken or given up
         self.since = since
         self.received = received
+        self.epoch = epoch  # how many announcements the source had made before
 
     @property
     def waiting(self) -> int:
@@ -89,8 +151,20 @@ class Segment:
         taken = list(islice(self._rest, most))
         self.begun += len(taken)
         if self.begun == self._size:
-            self._rest = ()  # what has been handled must not stay in memory
+            self.clear()  # what has been handled must not stay in memory
         return taken
+
+    def take_run(self, channel: str, most: int) -> list[Notification]:
+        """The next ones as far as they are of *channel*, *most* of them if there are so many."""
+        channels = self._channels
+        if channels is None:  # a lane of one channel
+            return self.take(most) if channel == self.channel else []
+        stop, end = self.begun, min(self._size, self.begun + most)
+        if channels.count(channel) == len(channels):
+            stop = end
+        while stop < end and channels[stop] == channel:
+            stop += 1
+        return self.take(stop - self.begun)
 
     def oldest(self) -> tuple[Segment, int] | None:
         """As :meth:`Arrival.oldest`, where this is all that arrived."""
@@ -99,7 +173,7 @@ class Segment:
     def clear(self) -> None:
         """Give up those that have not begun."""
         self.begun = self._size
-        self._rest = ()
+        self._rest, self._channels = (), None
 
 
 class Arrival:
@@ -107,7 +181,7 @@ class Arrival:
 
     __slots__ = ("_at", "_channels", "_passed", "_segments")
 
-    def __init__(self, segments: list[Segment], channels: list[str]) -> None:
+    def __init__(self, segments: Iterable[Segment], channels: list[str]) -> None:
         self._segments = {segment.channel: segment for segment in segments}
         self._channels = channels
         self._at = 0
@@ -116,9 +190,7 @@ class Arrival:
     def oldest(self) -> tuple[Segment, int] | None:
         """The segment with the oldest notification that waits, and for how many that holds."""
         while self._at < len(self._channels):
-            channel: str | None = self._channels[self._at]
-            if channel not in self._segments:
-                channel = None
+            channel = self._channels[self._at]
             segment = self._segments[channel]
             if segment.begun <= self._passed[channel] and segment.waiting:
                 return segment, 1
@@ -140,14 +212,19 @@ class Arrival:
 class Announcement:
     """A barrier; *run* is called on a worker when every lane it stands in has come to it."""
 
-    __slots__ = ("arrived", "channels", "lanes", "queued", "run", "source")
+    __slots__ = ("arrived", "channels", "epoch", "lanes", "queued", "run", "source")
 
     def __init__(
-        self, source: Source | None, run: Callable[[], None], channels: Collection[str] | None
+        self,
+        source: Source | None,
+        run: Callable[[], None],
+        channels: Collection[str] | None,
+        epoch: int,
     ) -> None:
         self.source = source
         self.run = run
         self.channels = channels
+        self.epoch = epoch  # what the source has received before it has a lower one
         self.lanes: list[Lane] = []
         self.arrived = 0
         self.queued = False
@@ -159,13 +236,14 @@ class Announcement:
 class Lane:
     """Segments and announcements in order; one worker at a time."""
 
-    __slots__ = ("at", "busy", "channel", "held", "items", "queued", "source")
+    __slots__ = ("at", "busy", "channel", "held", "items", "queued", "source", "taken")
 
     def __init__(self, source: Source | None, channel: str | None) -> None:
         self.source = source
         self.channel = channel
         self.items: deque[Segment | Announcement] = deque()
-        self.held: Iterator[Notification] = iter(())  # what its worker has taken and not begun
+        self.taken: list[Notification] = []  # by its worker, at once
+        self.held: Iterator[Notification] = iter(())  # those of them that have not begun
         self.busy = False
         self.queued = False
         self.at: Announcement | None = None  # the one it has come to and waits for
@@ -189,8 +267,8 @@ class Backlog:
         self.reader_waits = False
         self.on_wait: Callable[[], None] = lambda: None  # is called when the reader has to wait
         self._limit = limit
-        self._blocking = policy == "block"
-        self._unbounded = False  # at the end, what "block" had promised not to lose
+        self._blocks = policy == "block"
+        self._released = False  # the reader, at the end; "block" still loses nothing
         self._parallel = parallel
         self._run = 1 if policy == "coalesce" else RUN  # what is held equals nothing any more
         self._busy: set[Lane] = set()
@@ -199,10 +277,14 @@ class Backlog:
         self._ready: SimpleQueue[Lane | Announcement | None] = SimpleQueue()
         self._undone = 0  # what is ready or runs
         self._arrivals: deque[Segment | Arrival] = deque()
-        self._announced: dict[Source | None, list[Announcement]] = {}
-        self._drops: dict[Source, Drops] = {}
-        self._space = threading.Condition(self.lock)
-        self._quiet = threading.Condition(self.lock)
+        self._epochs: dict[Source | None, int] = {}  # announcements so far
+        self._announced: dict[Source | None, list[Announcement]] = {}  # not run yet, in order
+        # What was dropped of a source between two of its announcements, and what will tell it.
+        self._drops: dict[tuple[Source, int], tuple[Drops, Announcement]] = {}
+        # What the reader waits for, space or the end of all work.  A Condition would have to be
+        # locked by whoever wakes it, which a finalizer in the middle of our code cannot do.
+        self._wakes: SimpleQueue[None] = SimpleQueue()
+        self._joining = False
         self._ending = False
 
     @property
@@ -216,7 +298,7 @@ class Backlog:
     @property
     def overfull(self) -> bool:
         """Whether "block", which does not block at the end, has let in all there is room for."""
-        return self._unbounded and self.waiting >= self._limit
+        return self._blocks and self._released and self.waiting >= self._limit
 
     # -- the reader's side -----------------------------------------------------------------------
 
@@ -233,7 +315,7 @@ class Backlog:
                 burst = self._coalesced(source, burst, self.keys)
             if not burst:
                 return
-            if not self._blocking:
+            if not self._blocks:
                 self._queue(source, burst, since, received)
             else:
                 queued = 0
@@ -242,7 +324,7 @@ class Backlog:
                     self._queue(source, burst.part(queued, stop), since, received)
                     queued = stop
             excess = self.waiting - self._limit
-            if excess > 0 and not (self._blocking or self._unbounded):
+            if excess > 0 and not self._blocks:
                 self._drop(min(excess, self._queued))
             self._prune()
 
@@ -256,36 +338,50 @@ class Backlog:
         return Burst(fresh)
 
     def _room(self) -> int:
-        """How many may be queued now under the policy "block"; waits until there is space."""
-        while self._blocking and self.waiting >= self._limit:
+        """How many may be queued now under the policy "block"; waits until there is space, and
+        lets go of the lock meanwhile."""
+        while not self._released and self.waiting >= self._limit:
             self.reader_waits = True
-            self.on_wait()
-            self._space.wait()
-        return self._limit - self.waiting if self._blocking else sys.maxsize
+            self.lock.release()
+            try:
+                self.on_wait()
+                self._wakes.get()
+            finally:
+                self.lock.acquire()
+        self.reader_waits = False
+        return sys.maxsize if self._released else self._limit - self.waiting
 
     def _queue(self, source: Source, burst: Burst, since: datetime, received: datetime) -> None:
         self._queued += len(burst)
-        segments = self._segments(source, burst, since, received)
+        epoch = self._epochs.get(source, 0)
+        if not self._parallel:
+            segment = Segment(source, None, burst, since, received, epoch)
+            self._arrivals.append(segment)
+            self._append(segment)
+            return
+        segments = [
+            Segment(source, channel, part, since, received, epoch)
+            for channel, part in burst.split().items()
+        ]
         several = len(segments) > 1
         self._arrivals.append(Arrival(segments, burst.channels) if several else segments[0])
-        if self._parallel:
-            for segment in segments:
-                lane = self._lane(source, segment.channel)
-                lane.items.append(segment)
-                self._advance(lane)
-        else:
-            lane = self._lane(source, None)
-            lane.items += segments
-            self._advance(lane)
+        for segment in segments:
+            self._append(segment)
 
-    def _segments(
-        self, source: Source, burst: Burst, since: datetime, received: datetime
-    ) -> list[Segment]:
-        batched = source.batched()
-        if not batched and not self._parallel:
-            return [Segment(source, None, burst, since, received)]
-        parts = burst.split(None if self._parallel else batched)
-        return [Segment(source, channel, part, since, received) for channel, part in parts.items()]
+    def _append(self, segment: Segment) -> None:
+        lane = self._lane(segment.source, segment.channel)
+        lane.items.append(segment)
+        self._advance(lane)
+
+    def overflow(self, source: Source, drops: Drops) -> None:
+        """Tell of what *source* had to give up before it could put the rest, in its place."""
+        with self.lock:
+            epoch = self._epochs.get(source, 0)
+            told, announcement = self._drops_of(source, epoch, drops.since, drops.until)
+            told.add(drops.channels, drops.count, drops.since, drops.until)
+            source.dropped += drops.count
+            for channel in drops.channels:
+                self._stand(announcement, self._lane(source, channel), None)
 
     def _drop(self, count: int) -> None:
         while count:
@@ -293,34 +389,38 @@ class Backlog:
                 self._arrivals.popleft()
                 continue
             segment, given_up = oldest[0], min(count, oldest[1])
-            source = segment.source
-            drops = self._drops.get(source)
-            if drops is None:
-                drops = self._drops[source] = Drops(segment.since, segment.received)
-                self._announce(Announcement(source, self._teller(source), drops.channels))
+            source, since, received = segment.source, segment.since, segment.received
+            drops, announcement = self._drops_of(source, segment.epoch, since, received)
             dropped = segment.take(given_up)
-            drops.channels.update(map(itemgetter(0), dropped))
+            drops.add(map(itemgetter(0), dropped), given_up, since, received)
             self._forget_keys(source, dropped)
-            drops.count += given_up
-            drops.since = min(drops.since, segment.since)
-            drops.until = max(drops.until, segment.received)
             source.dropped += given_up
             self._queued -= given_up
             count -= given_up
-            self._stand_first(source, self._lane(source, segment.channel))
+            self._stand(announcement, self._lane(source, segment.channel), segment)
+
+    def _drops_of(
+        self, source: Source, epoch: int, since: datetime, until: datetime
+    ) -> tuple[Drops, Announcement]:
+        """What has been dropped of *source* in *epoch* and not told yet, and what will tell it."""
+        key = source, epoch
+        if key not in self._drops:
+
+            def tell() -> None:
+                with self.lock:
+                    drops, _ = self._drops.pop(key)
+                source.overflowed(drops)
+
+            drops = Drops(since, until)
+            announcement = Announcement(source, tell, drops.channels, epoch)
+            self._drops[key] = drops, announcement
+            self._announce(announcement)
+        return self._drops[key]
 
     def _forget_keys(self, source: Source, notifications: Iterable[Notification]) -> None:
         if self.keys is not None:
             for channel, payload, _ in notifications:
                 self.keys.discard((source, channel, payload))
-
-    def _teller(self, source: Source) -> Callable[[], None]:
-        def tell() -> None:
-            with self.lock:
-                drops = self._drops.pop(source)
-            source.overflowed(drops)
-
-        return tell
 
     def _prune(self) -> None:
         """Forget arrivals that have been taken; now and then also behind one that has not."""
@@ -343,7 +443,8 @@ class Backlog:
         :param channels: those that wait for it; None for all of the source.
         """
         with self.lock:
-            announcement = Announcement(source, run, channels)
+            epoch = self._epochs[source] = self._epochs.get(source, 0) + 1
+            announcement = Announcement(source, run, channels, epoch)
             lanes = self._covered(announcement)
             self._announce(announcement)  # to lanes that are made from now on
             for lane in lanes:
@@ -352,7 +453,10 @@ class Backlog:
                 self._advance(lane)
 
     def _announce(self, announcement: Announcement) -> None:
-        self._announced.setdefault(announcement.source, []).append(announcement)
+        """Remember it for lanes that are made from now on; drops have their place by epoch."""
+        announced = self._announced.setdefault(announcement.source, [])
+        place = sum(one.epoch <= announcement.epoch for one in announced)
+        announced.insert(place, announcement)
 
     def _covered(self, announcement: Announcement) -> list[Lane]:
         # The source's own lane, of no channel, keeps its announcements in order.
@@ -365,17 +469,13 @@ class Backlog:
             if lane.source is announcement.source and announcement.covers(lane)
         ]
 
-    def _stand_first(self, source: Source, lane: Lane) -> None:
-        """Put the announcement of *source*'s drops before everything else in *lane*."""
-        announcement = next(
-            one for one in self._announced[source] if self._drops[source].channels is one.channels
-        )
+    def _stand(self, announcement: Announcement, lane: Lane, before: Segment | None) -> None:
+        """Put what tells of drops into *lane*: before *before*, or at the end, unless it is
+        there."""
         if lane in announcement.lanes:
             return
-        if lane.at is not None:
-            lane.at.arrived -= 1
-            lane.at = None
-        lane.items.appendleft(announcement)
+        items = lane.items
+        items.insert(len(items) if before is None else items.index(before), announcement)
         announcement.lanes.append(lane)
         self._advance(lane)
 
@@ -423,7 +523,8 @@ class Backlog:
     def _one_is_done(self) -> None:
         self._undone -= 1
         if not self._undone:
-            self._quiet.notify_all()
+            if self._joining:
+                self._wakes.put(None)
             if self._ending:
                 self._ready.put(None)
 
@@ -470,20 +571,30 @@ class Backlog:
         """Whether another lane is ready; to be asked by a worker that has had its turn."""
         return not self._ready.empty()
 
-    def take_batch(self, lane: Lane, segment: Segment, most: int) -> list[Notification]:
-        """What there is at once of the segment's channel, at most so many, taken."""
+    def take_batch(
+        self, lane: Lane, segment: Segment, first: Notification, most: int
+    ) -> list[Notification]:
+        """*first*, which :meth:`begin` has given, and what directly follows it of its channel,
+        at most so many together, taken."""
+        channel = first[0]
         with self.lock:
-            taken: list[Notification] = []
+            held = length_hint(lane.held)
+            following = lane.taken[-held:][: most - 1] if held else ()
+            batch = [first, *takewhile(lambda one: one[0] == channel, following)]
+            deque(islice(lane.held, len(batch) - 1), maxlen=0)
+            if len(batch) <= held:
+                return batch
             for item in lane.items:
-                if not isinstance(item, Segment) or len(taken) >= most:
+                if not isinstance(item, Segment) or item.source is not segment.source:
                     break
-                if item.source is not segment.source or item.channel != segment.channel:
+                taken = item.take_run(channel, most - len(batch))
+                self._forget_keys(item.source, taken)
+                self._queued -= len(taken)
+                batch += taken
+                if item.waiting:
                     break
-                taken += item.take(most - len(taken))
-            self._forget_keys(segment.source, taken)
-            self._queued -= len(taken)
             self._make_space()
-            return taken
+            return batch
 
     def begin(self, lane: Lane, segment: Segment, most: int) -> Iterator[Notification] | None:
         """The next notifications of *segment*, at most so many, for the worker that runs it.
@@ -496,12 +607,14 @@ class Backlog:
         """
         with self.lock:
             if not segment.waiting or lane.items[0] is not segment:
+                lane.taken = []
                 self._make_space()  # for what has been held
                 return None
             share = self._limit // (8 * len(self._busy))  # little of what could be dropped
             run = segment.take(max(1, min(most, self._run, share)))
             self._queued -= len(run)
             self._forget_keys(segment.source, run)
+            lane.taken = run
             held = lane.held = iter(run)
             first = next(held)
             self._make_space()
@@ -514,7 +627,7 @@ class Backlog:
         """
         if self.reader_waits and self.waiting <= self._limit // 2:
             self.reader_waits = False
-            self._space.notify()
+            self._wakes.put(None)
 
     def done(self, task: Task, dispatched: int = 0) -> Task | None:
         """What :meth:`take` gave has been run.
@@ -528,6 +641,7 @@ class Backlog:
             else:
                 lane, segment = task
                 segment.source.dispatched += dispatched
+                lane.taken = []
                 if held := list(lane.held):  # the worker itself has failed
                     self._put_back(lane, segment, held)
                 following = self._first_segment(lane)
@@ -542,7 +656,9 @@ class Backlog:
 
     def _put_back(self, lane: Lane, segment: Segment, held: list[Notification]) -> None:
         since, received = segment.since, segment.received
-        again = Segment(segment.source, segment.channel, Burst(held), since, received)
+        again = Segment(
+            segment.source, segment.channel, Burst(held), since, received, segment.epoch
+        )
         lane.items.insert(lane.items.index(segment), again)
         self._arrivals.appendleft(again)
         self._queued += len(held)
@@ -568,10 +684,9 @@ class Backlog:
     # -- the end ---------------------------------------------------------------------------------
 
     def release_reader(self) -> None:
-        """Never let the reader wait for space again."""
-        with self.lock:
-            self._blocking, self._unbounded = False, self._blocking or self._unbounded
-            self._space.notify_all()
+        """Never let the reader wait for space again.  Takes no lock."""
+        self._released = True
+        self._wakes.put(None)
 
     def end(self) -> None:
         """No more will be put; :meth:`take` gives what is left and then None."""
@@ -581,25 +696,33 @@ class Backlog:
                 self._ready.put(None)
 
     def join(self, deadline: Callable[[], float | None]) -> bool:
-        """Wait until everything has been run.
+        """Wait until everything has been run.  For the reader's thread.
 
         :param deadline: gives a time of ``time.monotonic()``, or None for no limit; asked again
             after :meth:`hurry`.
         :returns: False when the time ran out.
         """
         with self.lock:
-            while self._undone:
-                by = deadline()
-                left = None if by is None else by - time.monotonic()
-                if left is not None and left <= 0:
-                    return False
-                self._quiet.wait(left)
-            return True
+            self._joining = True
+        while True:
+            with self.lock:
+                if not self._undone:
+                    return True
+            by = deadline()
+            left = None if by is None else by - time.monotonic()
+            if left is not None and left <= 0:
+                return False
+            with contextlib.suppress(Empty):
+                self._wakes.get(timeout=None if left is None else min(left, threading.TIMEOUT_MAX))
 
     def hurry(self) -> None:
-        """The deadline of :meth:`join` has changed."""
-        with self.lock:
-            self._quiet.notify_all()
+        """The deadline of :meth:`join` has changed.  Takes no lock."""
+        self._wakes.put(None)
+
+    def forget_held(self) -> None:
+        """In a forked child, whatever its other threads were at: workers hold nothing."""
+        for lane in tuple(self._busy):
+            deque(lane.held, maxlen=0)
 
     def give_up(self) -> int:
         """Throw away what waits, and return how many notifications that were."""

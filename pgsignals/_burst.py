@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Collection, Iterable, Iterator
-from itertools import islice, repeat
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator
+from itertools import repeat
 from typing import Any
 
 from pgsignals._types import Notification
@@ -63,27 +63,18 @@ class Burst:
         part.extend(self.channels[start:stop], self.payloads[start:stop], self.pids[start:stop])
         return part
 
-    def split(self, apart: Collection[str] | None) -> dict[str | None, Burst | Part]:
-        """A part for each channel of *apart*, and a burst of the rest, whose key is None.
-
-        :param apart: None for every channel.
-        """
+    def split(self) -> dict[str, Burst | Part]:
+        """A part for each channel."""
         first = self.channels[0]
         if self.channels.count(first) == len(self):
-            return {first if apart is None or first in apart else None: self}
-        payloads = _by_lane(self.channels, self.payloads, apart)
+            return {first: self}
+        payloads = _by_channel(self.channels, self.payloads)
         sender = self.pids[0] if self.pids.count(self.pids[0]) == len(self) else None
-        pids = {} if sender is not None else _by_lane(self.channels, self.pids, apart)
-        parts: dict[str | None, Burst | Part] = {}
-        for lane, column in payloads.items():
-            senders = repeat(sender) if sender is not None else pids[lane]
-            if lane is not None:
-                parts[lane] = Part(lane, column, senders)
-                continue
-            rest = parts[lane] = Burst()
-            channels = (name for name in self.channels if name not in (apart or ()))
-            rest.extend(channels, column, islice(senders, len(column)))
-        return parts
+        pids = {} if sender is not None else _by_channel(self.channels, self.pids)
+        return {
+            channel: Part(channel, column, pids[channel] if sender is None else repeat(sender))
+            for channel, column in payloads.items()
+        }
 
 
 class Part:
@@ -106,23 +97,8 @@ class Part:
         return named(zip(repeat(self._channel), self._payloads, self._pids))
 
 
-class _Column(dict[str, list[Any]]):
-    """A column of :meth:`Burst.split`, by channel."""
-
-    def __init__(self, apart: Collection[str] | None) -> None:
-        self.by_lane: dict[str | None, list[Any]] = {}
-        self._apart = apart
-
-    def __missing__(self, channel: str) -> list[Any]:
-        apart = self._apart is None or channel in self._apart
-        part = self[channel] = self.by_lane.setdefault(channel if apart else None, [])
-        return part
-
-
-def _by_lane(
-    channels: list[str], values: list[Any], apart: Collection[str] | None
-) -> dict[str | None, list[Any]]:
+def _by_channel(channels: list[str], values: list[Any]) -> dict[str, list[Any]]:
     """One column of :meth:`Burst.split`."""
-    column = _Column(apart)
+    column: defaultdict[str, list[Any]] = defaultdict(list)
     deque(map(list.append, map(column.__getitem__, channels), values), maxlen=0)
-    return column.by_lane
+    return column

@@ -55,8 +55,10 @@ def check_payload(payload: object, channel: str) -> str:
     if payload is None:
         return ""
     if not isinstance(payload, str):
+        hint = "decode it" if isinstance(payload, (bytes, bytearray)) else "json.dumps() makes one"
         raise TypeError(
-            f"the payload for channel {channel!r} is a str or None, not {type(payload).__name__}"
+            f"the payload for channel {channel!r} must be a str or None, not "
+            f"{type(payload).__name__}; {hint}"
         )
     payload = str.__str__(payload)
     size = len(_encode(payload, f"the payload for channel {channel!r}", PayloadError))
@@ -125,3 +127,7 @@ def listen_sql(listen: Iterable[str] = (), unlisten: Iterable[str] = ()) -> str:
     commands = [f"LISTEN {quote(name)}" for name in listen]
     commands += [f"UNLISTEN {ALL if name == ALL else quote(name)}" for name in unlisten]
     return "; ".join(commands)
+
+
+#: Sends one: a command, which no privilege is needed for and no function can stand in for.
+CANARY = f"NOTIFY {quote(PROBE_CHANNEL)}"

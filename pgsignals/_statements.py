@@ -1,11 +1,18 @@
-"""What links say to their servers, LISTEN and NOTIFY apart.  Pure."""
+"""What links say to their servers, LISTEN and NOTIFY apart.  Pure.
+
+``search_path`` may be in others' hands: whoever may create functions, operators or types in a
+schema of it would have statements that name them run what they like, with our role's rights.
+Therefore every statement of ours says ``pg_catalog`` for all that it uses, with exact types, and
+does without syntax that looks operators up by name: ``IN``, ``LIKE``, ``BETWEEN``, ``nullif``,
+``CASE x WHEN``, ``IS DISTINCT FROM``.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 
-WHO = "SELECT pg_backend_pid(), pg_is_in_recovery()"
+WHO = "SELECT pg_catalog.pg_backend_pid(), pg_catalog.pg_is_in_recovery()"
 
 # The server drops us when we are gone, so that a ghost of ours never holds its queue; and an idle
 # listener is no idle session.  Over a Unix socket the first four have no effect.
@@ -19,37 +26,86 @@ GUARDS = {
 UNGUARD = "; ".join(f"RESET {name}" for name in GUARDS)
 
 
-def guard(*, patient: bool) -> str:
+def guard(*, patient: bool, alone: bool) -> str:
     """Set :data:`GUARDS`.
 
     :param patient: the server is to wait for a client that does not read.
+    :param alone: nobody else ever runs statements on the session, which needs no search_path.
     """
     guards = {**GUARDS, "tcp_user_timeout": "0"} if patient else GUARDS
+    guards = {**guards, "search_path": "''"} if alone else guards
     return "; ".join(f"SET {name} = {value}" for name, value in guards.items())
 
 
-# pg_notification_queue_usage() also repairs a queue that stays full after its culprit has gone.
-# The sum over the channels' hashes tells what the session still listens to, at any number.
-ROUND_TRIP = (
-    "SELECT pg_notification_queue_usage(), pg_is_in_recovery(), (SELECT coalesce(sum(('x' || "
-    "substr(encode(sha256(textsend(c)), 'hex'), 1, 15))::bit(60)::bigint), 0) "
-    "FROM pg_listening_channels() AS t(c))"
+def clear_search_path(backend_id: int) -> str:
+    """Empty it, unless a pooler stands before the server: *backend_id* is then the pooler's own
+    number, and the setting would outlive us on somebody else's session."""
+    return (
+        "SELECT pg_catalog.set_config('search_path'::pg_catalog.text, ''::pg_catalog.text, false) "
+        f"WHERE pg_catalog.pg_backend_pid() OPERATOR(pg_catalog.=) {backend_id}"
+    )
+
+
+# A channel's name as bytes: in UTF-8, whatever the client speaks and can hold; of an SQL_ASCII
+# database, which converts nothing, as they are.
+_NAME = (
+    "pg_catalog.convert_to(c, (SELECT CASE WHEN pg_catalog.getdatabaseencoding() "
+    "OPERATOR(pg_catalog.=) 'SQL_ASCII'::pg_catalog.name THEN 'SQL_ASCII'::pg_catalog.name "
+    "ELSE 'UTF8'::pg_catalog.name END))"
 )
+
+#: In hexadecimal; see :meth:`pgsignals._driver.Session.channel`.
+LISTENING = (
+    f"SELECT pg_catalog.encode({_NAME}, 'hex'::pg_catalog.text) "
+    "FROM pg_catalog.pg_listening_channels() AS t(c)"
+)
+
+# It also repairs a queue that stays full after its culprit has gone.
+QUEUE_USAGE = "pg_catalog.pg_notification_queue_usage()"
+IN_RECOVERY = "pg_catalog.pg_is_in_recovery()"
+# The hash of all names tells whether the session still listens to what it should, at any number.
+DIGEST = (
+    "(SELECT pg_catalog.encode(pg_catalog.sha256(coalesce(pg_catalog.string_agg(n, "
+    "pg_catalog.decode('00'::pg_catalog.text, 'hex'::pg_catalog.text) ORDER BY n), "
+    "pg_catalog.decode(''::pg_catalog.text, 'hex'::pg_catalog.text))), "
+    f"'hex'::pg_catalog.text) FROM (SELECT {_NAME} "
+    "FROM pg_catalog.pg_listening_channels() AS t(c)) AS t(n))"
+)
+PARTS = (QUEUE_USAGE, IN_RECOVERY, DIGEST)
+
+#: By this an operator, or ``pgsignals doctor``, knows a session of ours.
+ROUND_TRIP_BEGINS = "SELECT /* pgsignals */ "
+
+
+def round_trip(parts: Collection[str] = PARTS) -> str:
+    """Ask for those of :data:`PARTS`; the others are NULL in the answer."""
+    return ROUND_TRIP_BEGINS + ", ".join(part if part in parts else "NULL" for part in PARTS)
+
+
+ROUND_TRIP = round_trip()
 
 # A session reads the queue between its transactions, and only as fast as its client reads.
 QUEUE_HOLDERS = (
-    "SELECT format('pid %s (%s, database %s), %s since %s%s', pid, "
-    "coalesce(nullif(application_name, ''), 'no name'), datname, state, state_change, "
-    "coalesce(', waits for ' || wait_event, '')) FROM pg_stat_activity "
-    "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() "
-    "AND (state LIKE 'idle in transaction%' OR wait_event = 'ClientWrite') "
+    "SELECT pid, application_name, datname, state, "
+    "pg_catalog.to_char(state_change, 'YYYY-MM-DD HH24:MI:SS.MSOF'::pg_catalog.text), wait_event "
+    "FROM pg_catalog.pg_stat_activity "
+    "WHERE backend_type OPERATOR(pg_catalog.=) 'client backend'::pg_catalog.text "
+    "AND pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid() "
+    "AND (pg_catalog.starts_with(state, 'idle in transaction'::pg_catalog.text) "
+    "OR wait_event OPERATOR(pg_catalog.=) 'ClientWrite'::pg_catalog.text) "
     "ORDER BY coalesce(xact_start, state_change) LIMIT 3"
 )
 
 
-def digest_of(channels: Iterable[str]) -> int:
-    """What :data:`ROUND_TRIP` says of a session that listens to *channels*."""
-    return sum(
-        int(hashlib.sha256(channel.encode("utf-8", "surrogateescape")).hexdigest()[:15], 16)
-        for channel in channels
-    )
+def describe_holder(row: Sequence[object]) -> str:
+    """A row of :data:`QUEUE_HOLDERS` in words."""
+    pid, application, database, state, since, waits_for = row
+    waits = f", waits for {waits_for}" if waits_for else ""
+    name = application or "no name"
+    return f"pid {pid} ({name}, database {database}), {state} since {since}{waits}"
+
+
+def digest_of(channels: Iterable[str]) -> str:
+    """What :data:`DIGEST` says of a session that listens to *channels*."""
+    names = sorted(channel.encode("utf-8", "surrogateescape") for channel in channels)
+    return hashlib.sha256(b"\0".join(names)).hexdigest()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -16,11 +18,14 @@ from pgsignals._fork import Birth
 from pgsignals._handlers import typed
 from pgsignals._life import Life, Plan
 from pgsignals._link import Settings
+from pgsignals._reentry import calls_out, reentered
 from pgsignals._types import DatabaseStatus, Status
 from pgsignals.database import Database
 from pgsignals.errors import ClosedError, ConnectionStateError
 from pgsignals.manager import as_seconds, check_timeout
 from pgsignals.signals import Channels, ChannelSignal, F, OrderedSignal, default
+
+logger = logging.getLogger("pgsignals.reactor")
 
 #: 2**17: more than the 100,000 of a large transaction, some 30 MB of short payloads.
 MAX_BACKLOG = 131_072
@@ -93,14 +98,16 @@ class Reactor:
                 probe_interval=_seconds("probe_interval", probe_interval, none=True),
                 probe_timeout=_seconds("probe_timeout", probe_timeout) or 0.0,
                 max_backlog=max_backlog,
-                blocks=overflow == "block",
+                overflow=overflow,
             ),
         )
         self._birth = Birth()
-        self._listened: dict[Database, frozenset[str]] = dict.fromkeys(
-            self._databases, frozenset(check_channels(channels))
-        )
-        self._lock = threading.Lock()  # guards _listened and which life is ours
+        self._arounds: tuple[Callable[..., object], ...] = ()
+        listened = check_channels(channels)
+        # Changed in one step of C each, so that no lock is needed, which a finalizer in the
+        # middle of a change could not take.
+        self._listened = {database: set(listened) for database in self._databases}
+        self._lock = threading.Lock()  # guards which life is ours
         self._life: Life | None = None
         for namespace in (default, self._own):
             namespace.watch(self)
@@ -151,17 +158,35 @@ class Reactor:
     def wrap_handlers(self, around: Callable[..., object] | None) -> None:
         """Have every handler of this reactor called by *around*, for measuring and tracing.
 
-        It is called as ``around(handler, database, **given)`` on the worker, has to call
+        It is called as ``around(handler, database, **given)`` on the worker, has to return
         ``handler(database, **given)``, and to let through what that raises.  *given* is what the
         handler wants: ``notification`` or ``notifications``, ``value`` or ``values``.  Receivers of
         :attr:`any_channel` are handlers, too; those of the reactor's other signals are not.
 
-        Handlers that run go on as they are.  There is one *around* at a time.
+        There may be several: the first that was added is called first, and what it gets as the
+        handler calls the next.  Handlers that run go on as they are.
 
-        :param around: None for none, which is the fastest.
+        :param around: None takes all of them off, which is the fastest.
         """
         self._check_fork()
-        self._own.wrap(around)
+        self._arounds = () if around is None else (*self._arounds, around)
+        self._own.wrap(_nested(self._arounds))
+
+    def unwrap_handlers(self, around: Callable[..., object]) -> None:
+        """Take *around* off again; does nothing when :meth:`wrap_handlers` has not added it."""
+        self._check_fork()
+        self._arounds = tuple(one for one in self._arounds if one is not around)
+        self._own.wrap(_nested(self._arounds))
+
+    def handlers_of(self, channel: str, database: Database) -> list[Callable[..., object]]:
+        """What a notification of *database* on *channel* is handed to, in order; without the
+        receivers of :attr:`any_channel`."""
+        calls = [
+            call
+            for namespace in (default, self._own)
+            for call in namespace.calls_for(channel, database)
+        ]
+        return [handler for call in calls if (handler := call.handler()) is not None]
 
     def handlers_changed(self, _: str) -> None:
         """See :class:`pgsignals.signals.Watcher`."""
@@ -183,21 +208,41 @@ class Reactor:
         :raises ConnectError: no connection can be made.
         :raises UnsupportedServerError: LISTEN/NOTIFY cannot work there; says what to change.
         :raises ConnectionStateError: another reactor serves a database, or a connection is not in
-            autocommit, or is in a transaction.
+            autocommit, or is in a transaction; or no thread would run, under uWSGI.
         """
         self._check_fork()
-        with self._lock:
-            before, life = self._life, self._life
-            if life is None or life.over:
-                life = self._life = Life(self, self._plan)
-        if life is not before:
-            life.start()
-        elif life.is_current:
-            if life.reader.stopping:
-                raise ConnectionStateError("start(): a stop of this reactor is under way")
-        elif not life.has_begun():
-            life.join(None)
-            self.start()
+        _check_threads()
+        if reentered():
+            raise ConnectionStateError(
+                "start() from a finalizer, an OS signal handler or a logging handler that has "
+                "interrupted pgsignals; have another thread start the reactor"
+            )
+        while (life := self._begin()) is not None:
+            if life.is_current:
+                if life.reader.stopping:
+                    raise ConnectionStateError("start(): a stop of this reactor is under way")
+                return
+            if life.has_begun():
+                return
+            if not life.join(None):
+                raise ConnectionStateError(
+                    "start(): a stop of this reactor is under way, and waits for the caller"
+                )
+
+    def _begin(self) -> Life | None:
+        """Begin a life and start it, or return the one that goes on."""
+        fresh = None
+        try:
+            with self._lock:
+                if (life := self._life) is not None and not life.over:
+                    return life
+                fresh = self._life = Life(self, self._plan)
+            fresh.start()
+        except BaseException:
+            if fresh is not None:  # KeyboardInterrupt between the two
+                fresh.abandon()
+            raise
+        return None
 
     def stop(self, timeout: float | None = None) -> bool:
         """Stop reading, run the handlers of what has been received, and close the sessions.
@@ -219,21 +264,22 @@ class Reactor:
             return True
         return life.stop(None if seconds is None else time.monotonic() + as_seconds(seconds))
 
+    @calls_out
     def run(self, stop_timeout: float | None = 10.0) -> None:
         """Run in the foreground until it is stopped.
 
-        SIGINT or SIGTERM stops it within *stop_timeout* seconds, a second one at once; the
-        program's own signal handlers are put back.  Outside the main thread, which alone may
-        handle OS signals, they are left alone.
+        SIGINT or SIGTERM stops it within *stop_timeout* seconds, a second one at once, and the log
+        says so; the program's own signal handlers are put back.  Outside the main thread, which
+        alone may handle OS signals, they are left alone.
 
         :raises Error: what ended the reactor, if it was not stopped.
         """
         check_timeout(stop_timeout)
-        wishes: queue.SimpleQueue[bool] = queue.SimpleQueue()  # True: stop; False: has ended
+        wishes: queue.SimpleQueue[int] = queue.SimpleQueue()  # an OS signal; 0: it has ended
         started = False
 
-        def handle(*_: object) -> None:
-            wishes.put(True)
+        def handle(number: int, _: FrameType | None) -> None:
+            wishes.put(number)
             if not started:  # not here: this thread may hold any lock
                 threading.Thread(target=self.stop, args=(0,), daemon=True).start()
 
@@ -243,9 +289,12 @@ class Reactor:
             if life is None:
                 return
             started = True
-            life.when_over(lambda: wishes.put(False))
+            life.when_over(lambda: wishes.put(0))
             seconds = stop_timeout
-            while _next_wish(wishes):
+            while number := _next_wish(wishes):
+                patience = "for ever" if seconds is None else f"{seconds:g} s"
+                name = signal.Signals(number).name
+                logger.info("%s: stopping; waiting %s for handlers", name, patience)
                 life.ask_to_stop(
                     None if seconds is None else time.monotonic() + as_seconds(seconds)
                 )
@@ -256,13 +305,15 @@ class Reactor:
         if life.error is not None:
             raise life.error
 
-    def _start_for(self, wishes: queue.SimpleQueue[bool]) -> Life | None:
+    @calls_out
+    def _start_for(self, wishes: queue.SimpleQueue[int]) -> Life | None:
         """Start, or None when that was stopped by a wish."""
         try:
             self.start()
         except ClosedError:
             if wishes.empty():
                 raise
+            logger.info("%s: stopped while it started", signal.Signals(wishes.get()).name)
             return None
         return self._life
 
@@ -283,10 +334,12 @@ class Reactor:
         self._check_fork()
         return self._life is not None and self._life.running and not self._life.over
 
+    @calls_out
     def __enter__(self) -> Self:
         self.start()
         return self
 
+    @calls_out
     def __exit__(self, *_: object) -> None:
         self.stop()
 
@@ -329,8 +382,8 @@ class Reactor:
         :param database: None for all.
         """
         self._check_fork()
-        names = frozenset(check_channels(channels))
-        self._change_listened(database, lambda before: before | names)
+        names = check_channels(channels)
+        self._change_listened(database, lambda listened: listened.update(names))
 
     def unlisten(self, *channels: str, database: Database | None = None) -> None:
         """Take back what :meth:`listen` did; ``"*"`` takes all of it back.
@@ -338,25 +391,27 @@ class Reactor:
         A channel that has handlers stays.
         """
         self._check_fork()
-        names = frozenset(check_unlisten(channels))
+        names = check_unlisten(channels)
         self._change_listened(
-            database, lambda before: frozenset() if ALL in names else before - names
+            database,
+            lambda listened: (
+                listened.clear() if ALL in names else listened.difference_update(names)
+            ),
         )
 
     def _change_listened(
-        self, database: Database | None, change: Callable[[frozenset[str]], frozenset[str]]
+        self, database: Database | None, change: Callable[[set[str]], None]
     ) -> None:
         targets = self._databases if database is None else (self._check_ours(database),)
-        with self._lock:
-            for target in targets:
-                self._listened[target] = change(self._listened[target])
+        for target in targets:
+            change(self._listened[target])
         if (life := self._life) is not None:
             life.acknowledge(targets)
 
     def wanted(self, database: Database) -> set[str]:
         """The channels that *database* has to listen to."""
         handled = default.wanted_by(database) | self._own.wanted_by(database)
-        return handled | self._listened[database]
+        return handled | self._listened[database].copy()
 
     def status(self) -> Status:
         """What an operator sees, at this moment.  Does not block."""
@@ -386,6 +441,51 @@ class Reactor:
         if (life := self._life) is None or life.over:
             raise ClosedError(f"{what}: the reactor is not running; call start()")
         return life
+
+
+def _check_threads() -> None:
+    """Refuse a uWSGI that runs no threads of Python, between requests at least.
+
+    :raises ConnectionStateError: saying which option is missing.
+    """
+    uwsgi = sys.modules.get("uwsgi")  # made by uWSGI itself
+    options = getattr(uwsgi, "opt", None)
+    if not isinstance(options, dict):
+        return
+    runs = getattr(uwsgi, "has_threads", None)
+    if runs is None:  # an older one; "threads" turns them on, and so does an event loop
+        names = {name.decode() if isinstance(name, bytes) else name for name in options}
+        runs = names & {"enable-threads", "threads", "gevent", "asyncio"}
+    if not runs:
+        raise ConnectionStateError(
+            "start(): uWSGI runs no threads of Python, so nothing would ever arrive; "
+            "start it with --enable-threads"
+        )
+
+
+class _Within:
+    """A handler that is called by the next *around*, and has the handler's name."""
+
+    def __init__(self, around: Callable[..., object], handler: Callable[..., object]) -> None:
+        self.__module__ = getattr(handler, "__module__", "")
+        self.__qualname__ = getattr(handler, "__qualname__", type(handler).__qualname__)
+        self._around = around
+        self._handler = handler
+
+    def __call__(self, database: Database, **given: object) -> object:
+        return self._around(self._handler, database, **given)
+
+
+def _nested(arounds: tuple[Callable[..., object], ...]) -> Callable[..., object] | None:
+    """All of them as one, the first around the others; None for none."""
+    if len(arounds) < 2:
+        return arounds[0] if arounds else None
+    outer, inner = arounds[0], _nested(arounds[1:])
+
+    def around(handler: Callable[..., object], database: Database, **given: object) -> object:
+        return outer(handler if inner is None else _Within(inner, handler), database, **given)
+
+    return around
 
 
 # -- arguments -----------------------------------------------------------------------------------
@@ -437,7 +537,8 @@ def _handle_signals(handler: Callable[[int, FrameType | None], object]) -> dict[
     return {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
 
 
-def _next_wish(wishes: queue.SimpleQueue[bool]) -> bool:
+@calls_out  # by waiting for OS signals
+def _next_wish(wishes: queue.SimpleQueue[int]) -> int:
     # An OS signal that comes just before get() waits in C has its handler run only after the
     # wait; so no wait is long.
     while True:

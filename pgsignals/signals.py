@@ -23,6 +23,7 @@ from blinker._utilities import make_id, make_ref
 
 from pgsignals._channels import check_channel
 from pgsignals._decode import decoder
+from pgsignals._fork import ForkLock
 from pgsignals._handlers import typed
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -60,7 +61,7 @@ class OrderedSignal(blinker.Signal):
 
     def __init__(self, doc: str | None = None) -> None:
         # Reentrant: a weak receiver may be collected while this thread holds it.
-        self._lock = threading.RLock()
+        self._lock = ForkLock()
         self._muted = False
         self._options: dict[Hashable, Options] = {}
         super().__init__(doc)
@@ -178,10 +179,6 @@ class OrderedSignal(blinker.Signal):
                     self._make_cleanup_sender(sender_id)(sender)
         self._changed()
 
-    def reset_after_fork(self) -> None:
-        """In a forked child, whose other threads may have held the lock."""
-        self._lock = threading.RLock()
-
     def calls_for(self, sender: Any) -> Iterator[Call]:
         """What a send by *sender* calls now, resolved once and good until the next change."""
         with self._lock:
@@ -270,8 +267,6 @@ class ChannelSignal(OrderedSignal):
     def connect_with(self, receiver: F, sender: Any, weak: bool, options: Options) -> F:
         """See :meth:`OrderedSignal.connect_with`."""
         namespace = self._namespace()
-        if options.batch and namespace is not None:
-            namespace.batching.add(self.name)
         first = not self.wanted_by(sender)
         super().connect_with(receiver, sender, weak, options)
         if first and namespace is not None:
@@ -298,10 +293,9 @@ class Channels:
     """A namespace of channel signals: the module's own, or a reactor's."""
 
     def __init__(self) -> None:
-        self.batching: set[str] = set()  # channels that have had a handler with batch=True
         self.around: Callable[..., Any] | None = None  # of the reactor whose own they are
         self._signals: dict[str, ChannelSignal] = {}
-        self._lock = threading.Lock()
+        self._lock = ForkLock()
         self._watchers: tuple[weakref.ref[Watcher], ...] = ()
         self._held = threading.local()  # acknowledgements that on_channel asks for at its end
 
@@ -357,11 +351,6 @@ class Channels:
         signal = self._signals.get(name)
         return iter(()) if signal is None else signal.calls_for(sender)
 
-    def batched_for(self, sender: Any) -> set[str]:
-        """The channels of which a handler for *sender* wants batches."""
-        names = tuple(self.batching)
-        return {name for name in names if any(call.batch for call in self.calls_for(name, sender))}
-
     def watch(self, watcher: Watcher) -> None:
         """Tell *watcher*, held weakly, of each channel whose handlers change."""
         with self._lock:
@@ -404,11 +393,8 @@ class Channels:
                 signal.restore(before.get(name, nobody))
 
     def reset_after_fork(self) -> None:
-        """In a forked child: no lock is held, and no reactor of the parent listens."""
-        self._lock = threading.Lock()
+        """In a forked child: no reactor of the parent listens."""
         self._watchers = ()
-        for signal in self._signals.values():
-            signal.reset_after_fork()
 
 
 def _refuse_coroutine_handler(handler: Callable[..., Any]) -> None:
@@ -459,8 +445,10 @@ def on_channel(
         ``TypeAdapter`` of pydantic.  A payload that it refuses goes to ``handler_failed``, not to
         the handler.
     :param batch: hand over what is there at once: ``handler(database, *, notifications)``, a
-        non-empty list of one channel; with *decode* also ``values``.  A handler that is through
-        with hundreds of them in an instant is given a flood in pieces of hundreds.
+        non-empty list of one channel; with *decode* also ``values``.  With one worker it ends
+        where a notification of another channel follows, as one worker keeps the order over all
+        channels.  A handler that is through with hundreds of them in an instant is given a flood
+        in pieces of hundreds.
     :param weak: forget the handler when nobody else refers to it.
     :raises ChannelNameError: a name that PostgreSQL would not take unchanged.
     :raises TypeError: no names, a coroutine function, or a *decode* that cannot work.

@@ -117,7 +117,8 @@ def instrument(
 ) -> None:
     """Trace the handlers of *reactor* from now on, and observe its status.
 
-    It may run or not.  Uses :meth:`Reactor.wrap_handlers`.
+    It may run or not.  Uses :meth:`Reactor.wrap_handlers`, beside what else does; a second call
+    takes the place of the first.
 
     :param tracer_provider: None for the program's global one, which may be set later.
     :param meter_provider: likewise.
@@ -126,24 +127,28 @@ def instrument(
     meter = metrics.get_meter(__name__, meter_provider=meter_provider)
     uninstrument(reactor)
     _reactors_of(meter_provider, meter).add(reactor)
-    reactor.wrap_handlers(_Around(tracer, meter))
+    around = _arounds[reactor] = _Around(tracer, meter, reactor)
+    reactor.wrap_handlers(around)
+    reactor.handler_failed.connect(around.note_failure, weak=False)
 
 
 def uninstrument(reactor: Reactor) -> None:
     """Take :func:`instrument` back; does nothing on a reactor without it."""
     for reactors in list(_observed.values()):
-        if reactor in reactors:
-            reactors.remove(reactor)
-            reactor.wrap_handlers(None)
+        reactors.discard(reactor)
+    if (around := _arounds.pop(reactor, None)) is not None:
+        reactor.unwrap_handlers(around)
+        reactor.handler_failed.disconnect(around.note_failure)
 
 
-# -- spans ---------------------------------------------------------------------------------------
+# -- calls of handlers ---------------------------------------------------------------------------
 
 
 class _Around:
-    """Calls a handler within a span: see :meth:`Reactor.wrap_handlers`."""
+    """Calls a handler within a span, and measures it: see :meth:`Reactor.wrap_handlers`."""
 
-    def __init__(self, tracer: Tracer, meter: Meter) -> None:
+    def __init__(self, tracer: Tracer, meter: Meter, reactor: Reactor) -> None:
+        self._reactor = weakref.ref(reactor)
         self._tracer = tracer
         self._duration = meter.create_histogram(
             "messaging.process.duration",
@@ -156,20 +161,23 @@ class _Around:
             "{message}",
             "Number of messages that were delivered to the application.",
         )
+        self._failures = meter.create_counter(
+            "pgsignals.handler.failures",
+            "{failure}",
+            "Failures of handlers, of their decodes, and of receivers of a reactor's signals.",
+        )
 
-    def __call__(self, handler: Callable[..., Any], database: Database, **given: Any) -> None:
+    def __call__(self, handler: Callable[..., Any], database: Database, **given: Any) -> object:
         batch: list[Notification] | None = given.get("notifications")
         channel = (batch[0] if batch else given["notification"]).channel
-        common: dict[str, Any] = {
-            "messaging.system": SYSTEM,
+        common = {
             "messaging.operation.name": OPERATION,
-            "messaging.destination.name": channel,
-            **_place(database.name),
+            **self._attributes(channel, handler, database),
         }
         attributes = {
             **common,
+            "messaging.destination.name": channel,
             "messaging.operation.type": OPERATION,
-            "code.function.name": describe(handler),
         }
         if batch is not None:
             attributes["messaging.batch.message_count"] = len(batch)
@@ -182,7 +190,7 @@ class _Around:
             set_status_on_exception=False,
         ) as span:
             try:
-                handler(database, **given)
+                return handler(database, **given)
             except BaseException as error:
                 common["error.type"] = _type_name(error)
                 _record(span, error)
@@ -190,6 +198,35 @@ class _Around:
             finally:
                 self._consumed.add(1 if batch is None else len(batch), common)
                 self._duration.record(time.perf_counter() - began, common)
+
+    def note_failure(
+        self,
+        database: Database,
+        *,
+        notification: Notification | list[Notification] | None,
+        handler: Callable[..., Any],
+        error: BaseException,
+    ) -> None:
+        """Count it; what a decode has refused, too, for which no handler was called."""
+        first = notification[0] if isinstance(notification, list) else notification
+        channel = "" if first is None else first.channel
+        attributes = self._attributes(channel, handler, database)
+        self._failures.add(1, {**attributes, "error.type": _type_name(error)})
+
+    def _attributes(
+        self, channel: str, handler: Callable[..., Any], database: Database
+    ) -> dict[str, Any]:
+        """Those of metrics.  Channels without handlers, of which there may be any number, are not
+        told apart."""
+        attributes = {
+            "messaging.system": SYSTEM,
+            "code.function.name": describe(handler),
+            **_place(database.name),
+        }
+        reactor = self._reactor()
+        if channel and reactor is not None and reactor.handlers_of(channel, database):
+            attributes["messaging.destination.name"] = channel
+        return attributes
 
 
 def _record(span: trace.Span, error: BaseException) -> None:
@@ -221,6 +258,8 @@ def _place(name: str) -> Attributes:
 #: Whom the instruments of each provider observe: the SDK keeps the callbacks of the first one who
 #: makes an instrument, and no others.  The module of metrics stands for the global provider.
 _observed: weakref.WeakKeyDictionary[object, weakref.WeakSet[Reactor]] = weakref.WeakKeyDictionary()
+
+_arounds: weakref.WeakKeyDictionary[Reactor, _Around] = weakref.WeakKeyDictionary()
 
 
 def _reactors_of(provider: MeterProvider | None, meter: Meter) -> weakref.WeakSet[Reactor]:

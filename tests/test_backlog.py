@@ -16,6 +16,8 @@ from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pgsignals import _workers
 from pgsignals._backlog import RUN, TURN, Backlog, Drops, Policy, Segment
@@ -44,11 +46,7 @@ class Origin:
         self.database: Any = self
         self.plans: dict[str, Plan] = {}
         self.dropped = self.dispatched = self.failed = 0
-        self.batches: set[str] = set()
         self._record = record
-
-    def batched(self) -> Collection[str]:
-        return self.batches
 
     def overflowed(self, drops: Drops) -> None:
         self._record.append(Entry("gap", self, drops))
@@ -80,6 +78,17 @@ class Line:
         self.puts += 1
         burst = Burst(Notification(text[0], text, 1) for text in texts)
         self.backlog.put(source or self.source, burst, moment(self.puts - 1), moment(self.puts))
+
+    def batch(self, *channels: str) -> list[list[str]]:
+        """What a handler with ``batch=True`` of *channels* is given, call by call."""
+        batches: list[list[str]] = []
+
+        def take(_: object, notifications: list[Notification]) -> None:
+            batches.append([one.payload for one in notifications])
+
+        for channel in channels:
+            self.channels.on_channel(channel, batch=True)(take)
+        return batches
 
     def announce(
         self,
@@ -322,7 +331,7 @@ def test_oldest_is_dropped_whatever_its_channel(workers: int) -> None:
 
 def test_oldest_is_dropped_also_with_a_batching_channel() -> None:
     line = Line(limit=4)
-    line.source.batches = {"a"}
+    line.batch("a")
     line.put("a0", "b1", "a2", "b3", "a4", "b5", "a6", "b7")
 
     told = line.run()
@@ -490,7 +499,6 @@ def test_released_reader_does_not_wait_and_loses_nothing() -> None:
 
 def test_batch_makes_space_for_a_reader_that_waits() -> None:
     line = Line(limit=10, policy="block")
-    line.source.batches = {"a"}
     batches: list[int] = []
 
     @line.channels.on_channel("a", batch=True)
@@ -863,9 +871,12 @@ def test_what_has_been_handled_does_not_stay(
     policy: Policy, batched: set[str], workers: int
 ) -> None:
     line = Line(policy=policy, workers=workers)
-    line.source.batches = batched
     line.record = []
     line.any_channel.disconnect(line._handle)
+    counts = []
+    for channel in batched:
+        count = line.channels.on_channel(channel, batch=True)
+        count(lambda _, notifications: counts.append(len(notifications)))
     payloads = [Payload(number) for number in range(100)]
     refs = [weakref.ref(payload) for payload in payloads]
     burst = Burst(Notification("a", payload, 1) for payload in payloads)
@@ -875,6 +886,7 @@ def test_what_has_been_handled_does_not_stay(
     gc.collect()
 
     assert [ref() for ref in refs if ref() is not None] == []
+    assert sum(counts) == (100 if batched else 0)
 
 
 @pytest.mark.parametrize("channels", ["b", "bc"])
@@ -938,12 +950,110 @@ def test_reader_that_waits_goes_on_after_a_worker_has_failed_itself(
     assert line.backlog.waiting == 0
 
 
+@pytest.mark.parametrize("workers", [1, 4])
+def test_drops_are_told_after_the_announcement_that_they_came_after(workers: int) -> None:
+    """Of a new session's flood after ``connected`` and the gap of the reconnect."""
+    line = Line(limit=2, workers=workers)
+    line.put("a1")
+    line.announce("connected")
+    line.announce("reconnect gap")
+    line.put(*texts("a", range(2, 7)))
+
+    told = line.run()
+
+    assert told == [
+        *[("gap", 1, "a"), "connected", "reconnect gap"],
+        *[("gap", 3, "a"), "a5", "a6"],
+    ]
+    assert line.source.dropped == 4
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_new_channel_does_not_lock_up_drops_of_before_and_after_an_announcement(
+    workers: int,
+) -> None:
+    line = Line(limit=3, workers=workers)
+    stop = Stop(line, "z0")
+    line.put("z0")
+    line.start()
+    stop.reach()
+    line.put("a1", "b1")
+    line.announce("connected")
+    line.put("a2", "c1", "d1", "a3", "b2")  # which drops on both sides of it
+    line.put("e1", "d2")
+    stop.go_on()
+    line.finish()
+
+    told = line.told
+    texts_told = [text for text in told if isinstance(text, str)]
+    assert {"connected", "b2", "e1", "d2"} <= set(texts_told)
+    before, after = told[: told.index("connected")], told[told.index("connected") :]
+    assert [entry for entry in before if isinstance(entry, tuple)] == [("gap", 2, "ab")]
+    assert sum(entry[1] for entry in after if isinstance(entry, tuple)) == 4
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_what_a_source_gave_up_itself_is_told_in_its_place(workers: int) -> None:
+    line = Line(limit=3, workers=workers)
+    line.put("a0")
+    line.announce("connected")
+    drops = Drops(moment(5), moment(6))
+    drops.add(["a", "b"], 7, moment(5), moment(6))
+    line.backlog.overflow(line.source, drops)
+    line.put("a1", "b1", "c1")  # which drops a0
+
+    told = line.run()
+
+    assert told[:3] == [("gap", 1, "a"), "connected", ("gap", 7, "ab")] or workers > 1
+    assert {("gap", 1, "a"), ("gap", 7, "ab"), "a1", "b1", "c1"} <= set(told)
+    for text in ("a1", "b1"):
+        assert told.index(text) > told.index(("gap", 7, "ab")) > told.index("connected")
+    assert line.source.dropped == 8
+
+
 # Batches
+
+
+@pytest.mark.parametrize("batched", ["a", "ab"])
+def test_batch_handlers_keep_the_order_over_all_channels_with_one_worker(batched: str) -> None:
+    line = Line()
+    batches = line.batch(*batched)
+    line.put("a1", "b2", "a3", "a4", "b5", "b6")
+    line.put("b7", "a8")
+
+    told = line.run()
+
+    assert told == ["a1", "b2", "a3", "a4", "b5", "b6", "b7", "a8"]
+    alone = [["a1"], ["b2"], ["a3", "a4"], ["b5", "b6", "b7"], ["a8"]]
+    assert batches == [batch for batch in alone if batch[0][0] in batched]
+
+
+@given(st.lists(st.text("ab", min_size=1, max_size=9), max_size=9), st.integers(1, 9))
+def test_batches_are_runs_of_what_is_there(puts: list[str], piece: int) -> None:
+    line = Line()
+    order: list[str] = []
+    line.any_channel.disconnect(line._handle)
+
+    def take(_: object, notifications: list[Notification]) -> None:
+        assert len({one.channel for one in notifications}) == 1
+        order.extend(one.payload for one in notifications)
+
+    line.channels.on_channel("a", "b", batch=True)(take)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_workers, "INSTANT", 1000.0)
+        patch.setattr(_workers, "PIECE", piece)
+        sent: list[str] = []
+        for text in puts:
+            burst = [f"{channel}{len(sent) + at}" for at, channel in enumerate(text)]
+            sent += burst
+            line.put(*burst)
+        line.run()
+
+    assert order == sent
 
 
 def test_batch_is_what_is_there_of_its_channel() -> None:
     line = Line()
-    line.source.batches = {"a"}
     batches = []
 
     @line.channels.on_channel("a", batch=True)
@@ -964,7 +1074,6 @@ def test_batch_handler_that_has_just_been_disconnected_is_not_called(
     alone: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line = Line()
-    line.source.batches = {"a"}
     if alone:
         line.any_channel.disconnect(line._handle)
     batches = []
@@ -989,7 +1098,6 @@ def test_batch_handler_that_has_just_been_disconnected_is_not_called(
 def batches_of(seconds: float, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many each call is given, of 5,000 that are there, when each call takes so long."""
     line = Line(limit=100_000)
-    line.source.batches = {"a"}
     batches: list[int] = []
     now = 0.0
 
@@ -1028,11 +1136,16 @@ def test_piece_grows_when_handling_it_is_no_instant(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("batched", [set(), {"a"}])
 def test_nothing_is_left_of_what_is_coalesced(workers: int, batched: set[str]) -> None:
     line = Line(policy="coalesce", workers=workers)
-    line.source.batches = batched
+    batches = line.batch(*batched)
     line.put("a1", "a1")
     line.put("a1")
+    line.start()
+    wait_until(lambda: line.told == ["a1"])
+    line.put("a1")  # equals none that waits any more
+    line.finish()
 
-    assert line.run() == ["a1"]
+    assert line.told == ["a1", "a1"]
+    assert batches == ([["a1"], ["a1"]] if batched else [])
     assert line.backlog.waiting == 0
 
 

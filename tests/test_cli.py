@@ -79,7 +79,6 @@ def test_help_teaches_by_example(start: Start, arguments: list[str], example: st
 @pytest.mark.parametrize(
     "arguments",
     [
-        [],
         ["shout"],
         ["listen"],
         ["listen", ""],
@@ -123,6 +122,54 @@ def test_misuse_is_one_line_and_status_2_before_anything_is_opened(
     assert command.status() == 2
     assert one_line(command.err).removesuffix("\n").isprintable()
     assert command.out == ""
+
+
+def test_no_command_prints_the_help(start: Start) -> None:
+    command = start(url=NOWHERE)
+
+    assert command.status() == 2
+    assert command.out == ""
+    assert "\n  pgsignals listen orders stock" in command.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["lisen", "orders"], "listen"),
+        (["docter"], "doctor"),
+        (["run", "x", "--log", "jsn"], "json"),
+        (["completion", "zhs"], "zsh"),
+    ],
+)
+def test_word_that_is_nearly_right_is_suggested(
+    start: Start, arguments: list[str], meant: str
+) -> None:
+    command = start(*arguments, url=NOWHERE)
+
+    assert command.status() == 2
+    assert f"; did you mean {meant}?" in one_line(command.err)
+
+
+def test_word_that_is_like_none_is_not_suggested(start: Start) -> None:
+    command = start("shout", url=NOWHERE)
+
+    assert command.status() == 2
+    assert "did you mean" not in command.err
+
+
+@pytest.mark.parametrize("arguments", [["listen", "orders"], ["notify", "orders"], ["bench"]])
+def test_error_without_any_setting_says_so(start: Start, arguments: list[str]) -> None:
+    command = start(*arguments, url=None, PGHOST="127.0.0.1", PGPORT="1")
+
+    assert command.status() == 1
+    assert "neither --dsn nor DATABASE_URL is set" in one_line(command.err)
+    assert "libpq's own variables" in command.err
+
+
+def test_error_with_a_setting_does_not_say_that_there_is_none(start: Start) -> None:
+    for command in (start("notify", "orders", url=NOWHERE), start("notify", "x", "--dsn", NOWHERE)):
+        assert command.status() == 1
+        assert "DATABASE_URL" not in one_line(command.err)
 
 
 @pytest.mark.parametrize(

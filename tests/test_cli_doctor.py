@@ -13,7 +13,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgsignals import Database
+from pgsignals import Database, Reactor
+from pgsignals._statements import ROUND_TRIP, round_trip
 from pgsignals.cli import _checks
 from pgsignals.cli._checks import examine
 from pgsignals.cli._findings import Finding
@@ -31,6 +32,7 @@ from tests.support.commands import (
     commands,
     environment,
 )
+from tests.support.tools import tool
 from tests.support.waiting import wait_until
 from tests.test_faults_pooler import Bouncer, bouncer  # noqa: F401 - a fixture
 
@@ -73,7 +75,7 @@ def test_direct_server_is_healthy(start: Start, postgres: Postgres) -> None:
     name, *lines = command.out.splitlines()
     assert name == f"127.0.0.1:{postgres.port}/postgres"
     assert [line.split()[1] for line in lines if not line.startswith(" " * 9)] == CHECKS
-    assert {line.split()[0] for line in lines if not line.startswith(" " * 9)} == {"ok", "note"}
+    assert {line.split()[0] for line in lines} == {"ok"}
     assert "20 of 20 notifications arrived" in command.out
 
 
@@ -161,7 +163,40 @@ def test_unreadable_connection_string_is_not_repeated(start: Start) -> None:
 
     assert command.status() == 1
     assert "cannot be read" in command.out
+    assert "'passwort'" in command.out
     assert "hush" not in command.out + command.err
+
+
+def test_error_without_any_setting_says_so(start: Start) -> None:
+    command = start("doctor", url=None, PGHOST="127.0.0.1", PGPORT="1")
+
+    assert command.status() == 1
+    assert "neither --dsn nor DATABASE_URL is set" in command.out
+
+
+def test_read_write_is_not_advised_to_a_role_that_is_read_only(
+    postgres: Postgres, admin: Admin
+) -> None:
+    admin.execute("CREATE ROLE reader LOGIN PASSWORD 'hush'")
+    admin.execute("ALTER ROLE reader SET default_transaction_read_only = on")
+    who = {"user": "reader", "password": "hush"}
+    refused = examined(postgres.dsn_for(**who, target_session_attrs="read-write"))["connection"]
+    checks = examined(postgres.dsn_for(**who, target_session_attrs="primary"))
+    admin.execute("DROP ROLE reader")
+
+    assert refused.outcome == "failed"
+    assert "target_session_attrs=primary" in (refused.advice or "")
+    assert checks["delivery"].outcome == "ok"
+
+
+def test_server_that_is_too_old_fails_with_the_oldest_that_is_not(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_checks, "OLDEST_SERVER", 990000)
+    check = examined(dsn)["server"]
+
+    assert check.outcome == "failed"
+    assert check.advice == "PostgreSQL 99 is the oldest that is supported"
 
 
 def test_server_that_never_answers_is_given_up(start: Start, proxied: str, proxy: Proxy) -> None:
@@ -251,7 +286,176 @@ def test_standby_fails_with_what_to_do(start: Start) -> None:
     assert outcomes(checks, "failed") == {"role"}
     assert checks["role"]["facts"] == {"role": "standby"}
     assert "is a standby" in checks["role"]["detail"]
-    assert "target_session_attrs=read-write" in checks["role"]["advice"]
+    assert "target_session_attrs=primary" in checks["role"]["advice"]
+
+
+# -- a channel -----------------------------------------------------------------------------------
+
+SCHEMA = """
+    CREATE SCHEMA doctor;
+    CREATE TABLE doctor.sales (id int);
+    CREATE TABLE doctor."Stock" (id int) PARTITION BY RANGE (id);
+    CREATE TABLE doctor.stock_1 PARTITION OF doctor."Stock" FOR VALUES FROM (0) TO (10);
+    CREATE FUNCTION doctor.tell() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            -- NOTIFY commented; PERFORM pg_notify('commented', '');
+            PERFORM pg_notify('orders', NEW.id::text);
+            RETURN NULL;
+        END $$;
+    CREATE FUNCTION doctor.tell_argument() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN PERFORM pg_catalog.pg_notify(TG_ARGV[0], ''); RETURN NULL; END $$;
+    CREATE FUNCTION doctor.unquoted() RETURNS void LANGUAGE plpgsql AS $$
+        BEGIN NOTIFY Unquoted, 'x'; NOTIFY "Quoted"; END $$;
+    CREATE FUNCTION doctor.standard() RETURNS void LANGUAGE sql
+        BEGIN ATOMIC SELECT pg_notify('standard', ''); END;
+    CREATE FUNCTION doctor.shouts() RETURNS void LANGUAGE sql AS $$
+        SELECT pg_notify('ORDERS', ''), pg_notify('"orders"', '') $$;
+    CREATE FUNCTION doctor.silent() RETURNS void LANGUAGE sql AS $$ SELECT 'orders' $$;
+    CREATE TRIGGER sold AFTER INSERT ON doctor.sales FOR EACH ROW EXECUTE FUNCTION doctor.tell();
+    CREATE TRIGGER "Moved" AFTER INSERT ON doctor."Stock"
+        FOR EACH ROW EXECUTE FUNCTION doctor.tell_argument('stock');
+    CREATE RULE cleared AS ON DELETE TO doctor.sales DO ALSO NOTIFY cleared;
+"""
+
+
+@pytest.fixture
+def shop(admin: Admin) -> Iterator[Admin]:
+    """Triggers, functions and rules that notify."""
+    admin.execute(SCHEMA)
+    yield admin
+    admin.execute("DROP SCHEMA doctor CASCADE")
+
+
+def of_channel(dsn: str, channel: str) -> dict[str, Finding]:
+    """What is found about it."""
+    found = {one.check: one for one in examine(Database(dsn), 5.0, [channel])}
+    return {name: one for name, one in found.items() if name not in CHECKS}
+
+
+@pytest.mark.usefixtures("shop")
+@pytest.mark.parametrize(
+    ("channel", "notifier"),
+    [
+        ("orders", "trigger sold on doctor.sales, which calls doctor.tell()"),
+        ("stock", 'trigger "Moved" on doctor."Stock", which calls doctor.tell_argument()'),
+        ("unquoted", "function doctor.unquoted(), which no trigger calls"),
+        ("Quoted", "function doctor.unquoted(), which no trigger calls"),
+        ("standard", "function doctor.standard(), which no trigger calls"),
+        ("cleared", "rule cleared on doctor.sales"),
+    ],
+)
+def test_what_notifies_a_channel_is_found(dsn: str, channel: str, notifier: str) -> None:
+    check = of_channel(dsn, channel)["notifiers"]
+
+    assert check.outcome == "ok"
+    assert check.detail.startswith(f"{channel}: {notifier}")
+    assert check.detail.count(notifier) == 1  # partitions have copies
+    assert len(check.facts["notifiers"]) == 1
+
+
+@pytest.mark.usefixtures("shop")
+@pytest.mark.parametrize("channel", ["nowhere", "commented"])
+def test_channel_that_nothing_notifies_is_noted(dsn: str, channel: str) -> None:
+    checks = of_channel(dsn, channel)
+
+    assert checks["notifiers"].outcome == "note"
+    assert "no function, trigger or rule names it" in checks["notifiers"].detail
+    assert "may be notified by trigger" in checks["notifiers"].detail  # whose function computes
+    assert checks["notifiers"].facts["notifiers"] == []
+    assert "names" not in checks
+
+
+@pytest.mark.parametrize(
+    ("change", "why", "remedy"),
+    [
+        ("DISABLE TRIGGER sold", "disabled", "ALTER TABLE doctor.sales ENABLE TRIGGER sold"),
+        ("ENABLE REPLICA TRIGGER sold", "for replicas only", "ENABLE TRIGGER sold"),
+    ],
+)
+def test_trigger_that_does_not_fire_is_told(
+    dsn: str, shop: Admin, change: str, why: str, remedy: str
+) -> None:
+    shop.execute(f"ALTER TABLE doctor.sales {change}")
+    check = of_channel(dsn, "orders")["notifiers"]
+
+    assert check.outcome == "warning"
+    assert f"({why})" in check.detail
+    assert remedy in (check.advice or "")
+
+
+@pytest.mark.usefixtures("shop")
+def test_names_that_are_nearly_the_same_are_told(dsn: str) -> None:
+    check = of_channel(dsn, "orders")["names"]
+    other_way = of_channel(dsn, "Orders")["names"]
+    with psycopg.connect(dsn, autocommit=True) as ear:
+        ear.execute('LISTEN "Stock"')
+        listened = of_channel(dsn, "stock")["names"]
+
+        assert f"'Stock' (pid {ear.info.backend_pid} listens to it)" in listened.detail
+
+    assert check.outcome == "warning"
+    assert set(check.facts["similar"]) == {"ORDERS", '"orders"'}
+    assert "upper and lower case" in (check.advice or "")
+    assert set(other_way.facts["similar"]) == {"ORDERS", "orders", '"orders"'}
+
+
+def test_name_that_is_cut_is_told(dsn: str, admin: Admin) -> None:
+    long = "x" * 70
+    admin.execute(
+        f"CREATE FUNCTION cut() RETURNS text LANGUAGE sql AS $$"
+        f"SELECT pg_notify('{long}', '')::text $$"
+    )
+    check = of_channel(dsn, "x" * 63)["names"]
+    admin.execute("DROP FUNCTION cut()")
+
+    assert set(check.facts["similar"]) == {long}
+    assert "63 bytes" in (check.advice or "")
+
+
+def test_listeners_of_a_channel_are_told(dsn: str, channel: str) -> None:
+    nobody = of_channel(dsn, channel)["listeners"]
+    with psycopg.connect(dsn, application_name="ear", autocommit=True) as ear:
+        ear.execute(f'LISTEN "other"; LISTEN "{channel}"')
+        heard = of_channel(dsn, channel)["listeners"]
+        ear.execute(f'LISTEN "{channel}"; UNLISTEN *')
+        gone = of_channel(dsn, channel)["listeners"]
+        pid = ear.info.backend_pid
+
+    assert nobody.facts["sessions"] == gone.facts["sessions"] == []
+    assert heard.outcome == "ok"
+    assert f"pid {pid} (ear)" in heard.detail
+    assert heard.facts["sessions"] == [{"pid": pid, "application_name": "ear"}]
+
+
+def test_reactors_may_be_among_the_listeners(dsn: str, channel: str) -> None:
+    with Reactor(dsn, channels=[channel], probe_interval=0.1) as reactor:
+        wait_until(lambda: reactor.status().databases[0].probe_seconds)
+        check = of_channel(dsn, channel)["listeners"]
+
+    assert check.outcome == "ok"
+    assert check.facts["reactors"] >= 1
+    assert "reactors listen, the server does not tell to what" in check.detail
+
+
+@pytest.mark.usefixtures("shop")
+def test_channels_are_in_the_report_and_nothing_is_notified_on_them(start: Start, dsn: str) -> None:
+    with Database(dsn) as listener:
+        listener.listen("orders", "stock")
+        command = start("doctor", "--json", "--channel", "orders", "--channel", "stock")
+        assert command.status() == 0
+        listener.notify(stock="mark")
+        assert [one.payload for one in listener.drain()] == ["mark"]
+    checks = json.loads(command.out)["checks"][len(CHECKS) :]
+
+    assert [(one["check"], one["facts"]["channel"]) for one in checks] == [
+        *((name, "orders") for name in ("channel", "listeners", "notifiers", "names")),
+        *((name, "stock") for name in ("channel", "listeners", "notifiers")),
+    ]
+    assert "nothing was notified on it" in checks[0]["detail"]
+    assert checks[2]["facts"]["notifiers"] == [
+        {"trigger": "sold", "on": "doctor.sales", "function": "doctor.tell()", "asleep": None}
+    ]
+    assert start("doctor", "--channel", "x" * 64).status() == 2
 
 
 # -- what may end or hinder a listener -----------------------------------------------------------
@@ -331,6 +535,24 @@ def test_listeners_are_counted_by_what_they_did_last(dsn: str, channel: str) -> 
     assert "ear" in check.detail
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        ROUND_TRIP,
+        round_trip([]),
+        "SELECT pg_notification_queue_usage(), pg_is_in_recovery(), NULL",  # of 0.1.0
+    ],
+)
+def test_reactor_is_known_by_its_round_trip(dsn: str, statement: str) -> None:
+    before = examined(dsn)["sessions"].facts["listeners"]
+    with psycopg.connect(dsn, application_name="reactor", autocommit=True) as connection:
+        connection.execute(statement.encode())
+        check = examined(dsn)["sessions"]
+
+    assert check.facts["listeners"] == before + 1
+    assert "reactor" in check.detail
+
+
 @pytest.fixture
 def modest(postgres: Postgres, admin: Admin) -> Iterator[str]:
     """Leads to the server as a role that may open one connection, and see only its own."""
@@ -365,6 +587,7 @@ def test_database_without_an_encoding_is_noted(postgres: Postgres, admin: Admin)
 
 
 def test_encryption_is_told_with_what_it_proves() -> None:
+    tool("openssl")
     try:
         find_binaries(tls=True)
     except EmbeddedError as error:

@@ -15,15 +15,18 @@ from textwrap import dedent
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from pgsignals.cli import _metrics
+from pgsignals.cli.run import may_come
 from pgsignals.embedded import Postgres
+from pgsignals.errors import ConnectError
 from pgsignals.reactor import Reactor
 from pgsignals.testing import Proxy
-from tests.programs.fault_rig import free_port
+from tests.programs.fault_rig import become_standby, free_port
 from tests.support.admin import Admin, stopped
-from tests.support.commands import NOWHERE, ROOT, Command, Start, commands, environment
+from tests.support.commands import NOWHERE, ROOT, Command, Start, commands, environment, one_line
 from tests.support.waiting import AT_ONCE, wait_until
 
 QUICK = ["--probe-interval", "0.5", "--probe-timeout", "1"]
@@ -210,34 +213,304 @@ def test_wrong_target_is_one_line(start: Start, folder: Path, target: str, said:
     assert command.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("text", ["1 / 0", "import nowhere", "import handlers.nowhere"])
+@pytest.mark.parametrize(
+    "text", ["1 / 0", "import nowhere", "import handlers.nowhere", "def (", "import broken_too"]
+)
 def test_module_that_fails_shows_its_traceback(start: Start, folder: Path, text: str) -> None:
     write(folder, "broken", text)
+    write(folder, "broken_too", "1 / 0")
     command = start("run", "broken", cwd=folder, url=NOWHERE)
 
     assert command.status() == 1
-    assert "Traceback" in command.err
     assert 'broken.py", line 1' in command.err
+    assert "importlib" not in command.err
+    assert 'run.py"' not in command.err
+    if "def" not in text:
+        assert "Traceback" in command.err
+
+
+@pytest.mark.parametrize("target", ["handlers:", ":reactor", ":", ""])
+def test_target_without_a_name_is_misuse(start: Start, folder: Path, target: str) -> None:
+    command = start("run", target, cwd=folder, url=NOWHERE)
+
+    assert command.status() == 2
+    assert "must be MODULE or MODULE:REACTOR" in one_line(command.err)
+
+
+REACTORS = """
+    from pgsignals import Reactor
+    nothing = Reactor("host=127.0.0.1 port=1")
+    deaf = Reactor("host=127.0.0.1 port=1", channels=["orders"])
+    later = Reactor("host=127.0.0.1 port=1")
+
+    @later.connected.connect
+    def register(db, resumed): ...
+
+    all_of_it = Reactor("host=127.0.0.1 port=1", channels=["orders"])
+
+    @all_of_it.any_channel.connect
+    def note(db, notification): ...
+"""
+
+
+def test_reactor_without_handlers_and_channels_is_refused(start: Start, folder: Path) -> None:
+    write(folder, "reactors", REACTORS)
+    command = start("run", "reactors:nothing", cwd=folder)
+
+    assert command.status() == 1
+    assert "registers no handlers, so nothing would ever come" in command.err
+    assert command.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["deaf", "later"])
+def test_reactor_that_may_register_handlers_later_is_warned_of(
+    start: Start, folder: Path, name: str
+) -> None:
+    write(folder, "reactors", REACTORS)
+    command = start("run", f"reactors:{name}", cwd=folder)
+
+    assert command.status() == 1
+    assert f"WARNING pgsignals.run: reactors:{name} registers no handlers" in command.err
+    assert "Connection refused" in command.err
+
+
+def test_reactor_with_receivers_of_any_channel_has_handlers(start: Start, folder: Path) -> None:
+    write(folder, "reactors", REACTORS)
+    command = start("run", "reactors:all_of_it", cwd=folder)
+
+    assert command.status() == 1
+    assert "channel orders: reactors.note\n" in command.err
 
 
 def test_no_server_at_the_start_fails(start: Start, folder: Path) -> None:
     command = start("run", "handlers", "--log", "json", cwd=folder, url=NOWHERE)
 
     assert command.status() == 1
-    [line] = log_of(command)
+    *before, line = log_of(command)
+    assert {one["logger"] for one in before} == {"pgsignals.run"}
     assert line["level"] == "critical"
     assert "127.0.0.1" in line["message"]
     assert "hush" not in command.err
 
 
-def test_dsn_for_a_reactor_of_the_module_is_misuse(start: Start, folder: Path, dsn: str) -> None:
-    command = start("run", "handlers:reactor", "--dsn", dsn, cwd=folder)
+@pytest.mark.parametrize(
+    "option",
+    [("--dsn", NOWHERE), ("--workers", "1"), ("--probe-interval", "10"), ("--probe-timeout", "5")],
+    ids=lambda option: option[0],
+)
+def test_option_for_a_reactor_of_the_module_is_misuse(
+    start: Start, folder: Path, option: tuple[str, str]
+) -> None:
+    command = start("run", "handlers:reactor", *option, cwd=folder)
 
     assert command.status() == 2
-    assert "--dsn" in command.err
+    assert option[0] in one_line(command.err)
+
+
+def test_error_without_any_setting_says_so(start: Start, folder: Path) -> None:
+    port = str(free_port())
+    command = start("run", "handlers", cwd=folder, url=None, PGHOST="127.0.0.1", PGPORT=port)
+
+    assert command.status() == 1
+    assert "Connection refused" in command.err
+    assert "neither --dsn nor DATABASE_URL is set" in command.err
+
+
+# -- a database that is not there yet ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["--wait MODULE", "MODULE --wait"])
+def test_wait_goes_on_until_the_server_is_there(start: Start, folder: Path, before: bool) -> None:
+    with Postgres(tcp=True) as server:
+        server.stop()
+        arguments = ["--wait", "handlers"] if before else ["handlers", "--wait"]
+        command = start("run", *arguments, cwd=folder, url=server.dsn)
+        command.until("waiting, attempt 2")
+        assert "Connection refused" in command.err
+        server.start()
+        command.until("listening, backend")
+        command.process.send_signal(signal.SIGTERM)
+
+        assert command.status(AT_ONCE) == 0
+    assert server.password not in command.err
+
+
+def test_wait_goes_on_until_the_database_is_created(
+    start: Start, folder: Path, admin: Admin, postgres: Postgres
+) -> None:
+    command = start("run", "handlers", "--wait", "60", cwd=folder, url=postgres.dsn_for("created"))
+    command.until("waiting, attempt")
+    assert 'database "created" does not exist' in command.err
+    admin.execute("CREATE DATABASE created")
+    command.until("listening, backend")
+    command.process.send_signal(signal.SIGTERM)
+
+    assert command.status(AT_ONCE) == 0
+    admin.execute("DROP DATABASE created WITH (FORCE)")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_wait_ends_on_a_signal(start: Start, folder: Path, number: signal.Signals) -> None:
+    command = start("run", "handlers", "--wait", cwd=folder, url=NOWHERE)
+    command.until("waiting, attempt 1")
+    command.process.send_signal(number)
+
+    assert command.status(AT_ONCE) == 0
+    assert number.name in command.err
+
+
+def test_wait_runs_out(start: Start, folder: Path) -> None:
+    command = start("run", "handlers", "--wait", "0.5", cwd=folder, url=NOWHERE)
+
+    assert command.status(AT_ONCE) == 1
+    assert "waiting, attempt 1" in command.err
+    assert "CRITICAL pgsignals.run: 127.0.0.1:1/shop: " in command.err
+
+
+def test_wait_is_not_for_what_waiting_does_not_help(
+    start: Start, folder: Path, postgres: Postgres
+) -> None:
+    urls = [
+        postgres.dsn_for(password="hush"),
+        postgres.dsn_for(user="nobody"),
+        "mysql://db/shop",
+        "service=nowhere",
+    ]
+    waiting = [start("run", "handlers", "--wait", cwd=folder, url=url) for url in urls]
+
+    assert [command.status() for command in waiting] == [1] * len(urls)
+    assert not any("waiting" in command.err for command in waiting)
+
+
+def test_wait_is_not_for_a_standby(start: Start, folder: Path) -> None:
+    with Postgres(tcp=True) as server:
+        server.stop()
+        become_standby(server)
+        server.start()
+        command = start("run", "handlers", "--wait", cwd=folder, url=server.dsn)
+
+        assert command.status() == 1
+    assert "is a standby" in command.err
+
+
+@pytest.mark.parametrize(
+    ("text", "comes"),
+    [
+        ("connection failed: Connection refused", True),
+        ("failed to resolve host 'db': [Errno -2] Name or service not known", True),
+        ("FATAL: the database system is starting up", True),
+        ("FATAL: das Datenbanksystem startet", True),
+        ("server closed the connection unexpectedly", True),
+        ('FATAL: database "shop" does not exist', True),
+        ("timeout expired", True),
+        ("server is in hot standby mode", True),
+        ("FATAL: sorry, too many clients already", True),
+        ("SSL SYSCALL error: Connection reset by peer", True),
+        ('FATAL: password authentication failed for user "app"', False),
+        ('FATAL: role "app" does not exist', False),
+        ('FATAL: no pg_hba.conf entry for host "::1"', False),
+        ('database "shop" does not exist; no password supplied', False),
+        ("server does not support SSL, but SSL was required", False),
+        ("SSL error: certificate verify failed", False),
+        ('definition of service "shop" not found', False),
+        ('invalid sslmode value: "never"', False),
+    ],
+)
+def test_what_may_come_is_waited_for(text: str, comes: bool) -> None:
+    assert may_come(ConnectError(f"127.0.0.1:1/shop: {text}")) is comes
 
 
 # -- the log -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_log_tells_what_is_served_which_signal_came_and_how_it_ended(
+    start: Start,
+    folder: Path,
+    admin: Admin,
+    postgres: Postgres,
+    channel: str,
+    number: signal.Signals,
+) -> None:
+    command = start("run", "handlers", "--workers", "2", cwd=folder)
+    command.until("listening, backend")
+    admin.notify(channel, "one", "fail", "two")
+    wait_until(lambda: "handled two" in command.out)
+    command.process.send_signal(number)
+    command.status(AT_ONCE)
+
+    lines = command.err.splitlines()
+    of_run = [line.split(": ", 1)[1] for line in lines if "pgsignals.run: " in line]
+    place = f"127.0.0.1:{postgres.port}/postgres"
+    assert of_run[:2] == [
+        f"serving {place} with 2 workers",
+        f"channel {channel}: handlers.handle",
+    ]
+    assert of_run[-1] == "stopped: 3 notifications handled, 1 failures, 0 dropped"
+    assert f"{number.name}: stopping" in command.err
+
+
+def test_log_tells_of_each_database_what_is_served_there(
+    start: Start, folder: Path, postgres: Postgres
+) -> None:
+    other = postgres.dsn_for("template1")
+    write(
+        folder,
+        "two",
+        f"""
+        from pgsignals import Database, Reactor
+        here, there = Database("{postgres.dsn}"), Database("{other}")
+        reactor = Reactor(here, there)
+
+        class Shop:
+            @staticmethod
+            @reactor.on_channel("both", "one\\x1b[2J", sender=here)
+            def sell(db, notification): ...
+
+        @reactor.on_channel("both")
+        def count(db, notification): ...
+        """,
+    )
+    command = start("run", "two:reactor", cwd=folder, url=NOWHERE)
+    command.until("listening, backend", count=2)
+    command.process.send_signal(signal.SIGTERM)
+
+    assert command.status(AT_ONCE) == 0
+    here, there = (f"127.0.0.1:{postgres.port}/{name}" for name in ("postgres", "template1"))
+    for line in (
+        f"serving {here}, {there} with 1 worker\n",
+        f"channel both of {here}: two.Shop.sell, two.count\n",
+        f"channel both of {there}: two.count\n",
+        f"channel one\\x1b[2J of {here}: two.Shop.sell\n",
+    ):
+        assert f"INFO pgsignals.run: {line}" in command.err
+
+
+def test_stop_that_was_not_clean_is_a_warning(
+    start: Start, folder: Path, admin: Admin, channel: str
+) -> None:
+    command = start("run", "handlers", "--stop-timeout", "0.2", cwd=folder)
+    command.until("listening, backend")
+    admin.notify(channel, "begin", "sleep30", "never")
+    wait_until(lambda: command.out == "handled begin\n")
+    command.process.send_signal(signal.SIGTERM)
+
+    assert command.status(AT_ONCE) == 1
+    assert "WARNING pgsignals.run: stopped before everything was handled: " in command.err
+
+
+def test_loss_is_told_once(start: Start, folder: Path, admin: Admin) -> None:
+    command = start("run", "handlers", cwd=folder)
+    command.until("listening, backend")
+    admin.kill(int(command.err.partition("listening, backend ")[2].split()[0]))
+    command.until("listening, backend", count=2)
+    command.process.send_signal(signal.SIGTERM)
+
+    assert command.status(AT_ONCE) == 0
+    [loss] = [line for line in command.err.splitlines() if "lost (" in line]
+    assert "WARNING pgsignals.reactor: 127.0.0.1:" in loss
+    assert loss.count("127.0.0.1") == 1
+    assert "lost (ended): terminating connection" in loss
 
 
 def test_log_is_json_a_line_each(start: Start, folder: Path, admin: Admin, channel: str) -> None:
@@ -393,6 +666,100 @@ def test_metrics_without_prometheus_client_say_how_to_install_it(folder: Path, d
 
     assert done.returncode == 1
     assert "pip install 'pgsignals-reactor[cli]'" in done.stderr
+
+
+def labelled(port: int) -> dict[tuple[str, str, str], float]:
+    """What is measured of handlers: by the name, the channel and the handler."""
+    _, text = ask(port, "/metrics")
+    return {
+        (sample.name, sample.labels["channel"], sample.labels["handler"]): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if "handler" in sample.labels and sample.labels.get("le", "+Inf") == "+Inf"
+    }
+
+
+def test_metrics_tell_channels_and_handlers_apart(
+    start: Start, folder: Path, admin: Admin, channel: str
+) -> None:
+    write(
+        folder,
+        "many",
+        f"""
+        import json
+        from pgsignals import Reactor
+        from pgsignals.database import Database
+        import os
+        reactor = Reactor(os.environ["DATABASE_URL"], channels=["{channel}_unhandled"])
+        reactor.wrap_handlers(lambda handler, db, **given: handler(db, **given))
+
+        @reactor.on_channel("{channel}")
+        def fails(db, notification):
+            raise ValueError("no")
+
+        @reactor.on_channel("{channel}", decode=json.loads)
+        def decodes(db, notification, value): ...
+
+        @reactor.on_channel("{channel}_batch", batch=True)
+        def batch(db, notifications): print("batch", flush=True)
+
+        class Any:
+            def __call__(self, db, notification):
+                print("any", notification.payload, flush=True)
+
+        any = Any()
+        reactor.any_channel.connect(any)
+        """,
+    )
+    port = free_port()
+    command = start("run", "many:reactor", "--metrics", str(port), cwd=folder)
+    command.until("listening, backend")
+    admin.notify(channel, "1", "no json")
+    admin.execute("SELECT pg_notify(%s, i::text) FROM generate_series(1, 3) i", f"{channel}_batch")
+    admin.notify(f"{channel}_unhandled", "last")
+    wait_until(lambda: "any last" in command.out)
+    told = labelled(port)
+
+    def of(name: str, suffix: str, handler: str) -> float | None:
+        on = channel + suffix
+        return told.get((f"pgsignals_{name}", on, f"many.{handler}"))
+
+    assert of("handler_failures_total", "", "fails") == 2
+    assert of("handled_total", "", "fails") is None
+    assert of("handler_seconds_count", "", "fails") == 2
+    assert of("handler_failures_total", "", "decodes") == 1
+    assert of("handled_total", "", "decodes") == 1
+    assert of("handled_total", "_batch", "batch") == 3
+    assert of("handled_total", "", "Any") == 2
+    assert told["pgsignals_handled_total", "", "many.Any"] == 1  # a channel without a handler
+    assert told["pgsignals_handler_seconds_bucket", channel, "many.decodes"] == 1
+    assert not any("unhandled" in channel for _, channel, _ in told)
+    command.process.send_signal(signal.SIGTERM)
+
+    assert command.status(AT_ONCE) == 0
+
+
+def test_metrics_of_handlers_have_a_bound(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_metrics, "MOST_LABELS", 3)
+    registry = CollectorRegistry()
+    reactor = Reactor(dsn)
+    with _metrics.HandlerMetrics(reactor, registry), reactor:
+        handled = []
+        for number in range(10):
+            reactor.on_channel(f"bounded_{number}")(lambda db, notification: handled.append(1))
+            reactor.notify((f"bounded_{number}", ""))
+        wait_until(lambda: len(handled) == 10)
+    samples = [
+        sample
+        for family in registry.collect()
+        for sample in family.samples
+        if sample.name == "pgsignals_handled_total"
+    ]
+
+    assert sum(sample.value for sample in samples) == 10
+    assert {sample.labels["channel"] for sample in samples} == {
+        *("bounded_0", "bounded_1", "bounded_2", "")
+    }
 
 
 def test_databases_of_one_name_are_told_apart() -> None:

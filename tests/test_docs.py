@@ -44,6 +44,7 @@ import pgsignals
 from pgsignals import cli, connect, testing
 from tests.support.browser import Browser
 from tests.support.pages import DOCS, PAGES, ROOT, Block, blocks, name_of, write_files
+from tests.support.tools import tool
 from tests.support.waiting import PATIENCE, wait_until
 
 _spec = importlib.util.spec_from_file_location("absolute_links", DOCS / "absolute_links.py")
@@ -360,8 +361,8 @@ def anchors(path: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.skipif(shutil.which("tmux") is None, reason="the terminal is tmux's")
 def test_picture_can_be_made_again(tmp_path: Path) -> None:
+    tool("tmux")
     picture = tmp_path / "demo.svg"
     command = [sys.executable, "docs/record.py", "--seconds", "1", "--output", str(picture)]
     result = run(dict(os.environ), *command)

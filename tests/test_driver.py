@@ -8,16 +8,29 @@ import os
 import socket
 import struct
 import termios
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
-from pgsignals import Notification, _driver
-from pgsignals._driver import FEW, READS, SHARE, Result, Session, _Names, describe
-from pgsignals.errors import ConnectionLostError
+from pgsignals import Database, Notification, Reactor, _driver
+from pgsignals._channels import PROBE_CHANNEL
+from pgsignals._driver import (
+    CONNECT_TIMEOUT,
+    FEW,
+    READS,
+    SHARE,
+    Result,
+    Session,
+    _Names,
+    describe,
+)
+from pgsignals.embedded import Postgres
+from pgsignals.errors import ConnectError, ConnectionLostError
 from pgsignals.testing import Proxy
 from tests.support.admin import Admin
 from tests.support.arrivals import payloads
@@ -447,6 +460,18 @@ def test_names_are_decoded_once_and_their_number_has_a_bound() -> None:
         ("", {"host": "db", "dbname": "shop", "row_factory": None}, "db:5432/shop"),
         ("host=/run/postgresql dbname=shop", {}, "/run/postgresql:5432/shop"),
         ("host=a,b port=5432,5433 dbname=shop", {}, "a,b:5432,5433/shop"),
+        ("hostaddr=192.0.2.7 dbname=shop", {}, "192.0.2.7:5432/shop"),
+        ("postgresql+psycopg://app:secret@db/shop", {}, "db:5432/shop"),
+        ("postgresql+psycopg2://db/shop", {}, "db:5432/shop"),
+        ("postgresql+asyncpg://db/shop?sslmode=require", {}, "db:5432/shop"),
+        ("postgres+psycopg://db/shop", {}, "db:5432/shop"),
+        ("postgis://db/shop", {}, "db:5432/shop"),
+        ("psql://db/shop", {}, "db:5432/shop"),
+        ("PostgreSQL://db/shop", {}, "db:5432/shop"),
+        ("postgresql://db/shop\n", {}, "db:5432/shop"),
+        ("\r\n postgresql://db/shop \t\r\n", {}, "db:5432/shop"),
+        (" host=db dbname=shop\r\n", {}, "db:5432/shop"),
+        ("host=db dbname='sh\nop'", {}, "db:5432/sh\\nop"),
     ],
 )
 def test_place_is_told_without_connecting(
@@ -457,3 +482,221 @@ def test_place_is_told_without_connecting(
 
 def test_place_of_an_unreadable_conninfo_is_not_told() -> None:
     assert "secret" not in describe("passwrd=secret", {})
+
+
+# Canaries
+
+
+class Interrupted(deque[Notification]):
+    """Another thread runs just before something is appended."""
+
+    def __init__(self, meanwhile: Callable[[], object]) -> None:
+        super().__init__()
+        self._meanwhile = meanwhile
+
+    def append(self, notification: Notification) -> None:
+        self._meanwhile()
+        super().append(notification)
+
+
+def test_canary_that_came_with_a_statement_is_looked_for_however_the_reader_interferes(
+    session: Session, admin: Admin
+) -> None:
+    """Its hint may be taken between its name and itself; then nobody would find it."""
+    listen(session, PROBE_CHANNEL)
+    admin.notify(PROBE_CHANNEL)
+    session.deliver(Interrupted(session.may_have_canary), session.shutdown)
+
+    session.query("SELECT 1")
+
+    assert session.may_have_canary()
+    assert [one.channel for one in session.read()] == [PROBE_CHANNEL]
+
+
+@pytest.mark.parametrize("dbname", ["postgres", "sh\nop"])
+def test_place_is_the_same_before_and_after_opening(
+    postgres: Postgres, admin: Admin, dbname: str
+) -> None:
+    if dbname != "postgres":
+        admin.execute(f'CREATE DATABASE "{dbname}"')
+    for change in ({}, {"host": postgres.directory}, {"host": "", "hostaddr": "127.0.0.1"}):
+        database = Database(postgres.dsn_for(dbname, **change))
+        before = database.name
+        with database:
+            assert database.name == before
+            assert "\n" not in before
+    if dbname != "postgres":
+        admin.execute(f'DROP DATABASE "{dbname}" WITH (FORCE)')
+
+
+def test_sqlalchemys_url_opens(postgres: Postgres) -> None:
+    url = f"postgresql+psycopg://postgres:{postgres.password}@127.0.0.1:{postgres.port}/postgres\n"
+    with Database(url) as database:
+        assert database.name == f"127.0.0.1:{postgres.port}/postgres"
+
+
+# What cannot be read
+
+EXAMPLE = "postgresql://app@db.example.com:5432/shop"
+
+
+@pytest.mark.parametrize(
+    ("conninfo", "named"),
+    [
+        ("mysql://app:hush@db/shop", "mysql://"),
+        ("mongodb+srv://app:hush@db/shop", "mongodb+srv://"),
+        ("jdbc:postgresql://db/shop?user=app&password=hush", "jdbc:postgresql://"),
+        ("127.0.0.1:28901/shop", "put postgresql:// before it"),
+        ("app:hush@db/shop", "put postgresql:// before it"),
+        ("app:hush@db/shop?sslmode=require", "put postgresql:// before it"),
+        ("shop", "put postgresql:// before it"),
+        ("'postgresql://app:hush@db/shop'", "quotation mark"),
+        ("passwrd=hush", "'passwrd', which libpq does not take; did you mean password?"),
+        ("host=db passwrd=hush", "'passwrd'"),
+        ("password=hush sslmod=require", "'sslmod'"),
+        ("Host=db;Database=shop;Password=hush", "'Host'"),
+        ("schema=hush", "'schema'"),
+        ("password=two hush", "password='two words'"),
+        ("password=two hush=1", "password='two words'"),
+        ("password='hush", "not closed"),
+        ("port=hush", "port is not a number"),
+        ("postgresql://app@db/shop?pgbouncer=true&connection_limit=1", "'pgbouncer'"),
+        ("postgresql://app:hush@db/shop?passwrd=hush", "'passwrd'"),
+        ("postgresql://app:hu@sh@db/shop", "%40 for @"),
+        ("postgresql://app:hush@@db/shop", "%40 for @"),
+        ("postgresql://app:hu/sh@db/shop", "%2F for /"),
+        ("postgresql://app:12/hush?x=y@db/shop", "%2F for /"),
+        ("postgresql://app:hu%sh@db/shop", "%25 for %"),
+        ("postgresql://app:hush:5432/shop", "port is not a number"),
+        ("postgresql://app:hush@[::1/shop", "brackets"),
+        ("host=@name", "abstract sockets"),
+        ("postgresql:///shop?host=@name", "abstract sockets"),
+        ("host=app:hush@db", "%40 for @"),
+    ],
+)
+def test_unreadable_conninfo_is_told_with_what_is_wrong_and_an_example(
+    conninfo: str, named: str
+) -> None:
+    for open_it in (lambda: Database(conninfo).open(), lambda: Reactor(conninfo).start()):
+        with pytest.raises(ConnectError) as caught:
+            open_it()
+
+        said = str(caught.value)
+        assert named in said
+        assert EXAMPLE in said
+        assert "hush" not in said.lower().replace("%40 for @", "")
+        assert "\n" not in said
+
+
+def test_unknown_keyword_is_named() -> None:
+    with pytest.raises(ConnectError, match=r"'passwrd'.* did you mean password") as caught:
+        Database("", passwrd="hush").open()
+
+    assert "hush" not in str(caught.value)
+
+
+# Services
+
+
+@pytest.fixture
+def services(
+    postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], None]:
+    """Writes a service file, with ``{port}`` and ``{password}`` replaced."""
+    file = tmp_path / "services.conf"
+    monkeypatch.setenv("PGSERVICEFILE", str(file))
+
+    def write(text: str) -> None:
+        known = {"{port}": str(postgres.port), "{password}": postgres.password}
+        for name, value in known.items():
+            text = text.replace(name, value)
+        file.write_text(text, "utf-8")
+
+    return write
+
+
+SHOP = """
+[shop]
+host=127.0.0.1
+port={port}
+dbname=postgres
+user=postgres
+password={password}
+
+[warehouse]
+host=127.0.0.1
+port=1
+dbname=warehouse
+"""
+
+
+def test_service_has_a_name_before_it_is_opened(
+    services: Callable[[str], None], postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services(SHOP)
+    shop = Database("service=shop")
+    name = f"127.0.0.1:{postgres.port}/postgres"
+    assert shop.name == name
+    with shop:
+        assert shop.name == name
+    assert describe("service=warehouse", {}) == "127.0.0.1:1/warehouse"
+    assert describe("service=warehouse dbname=other", {"port": 2}) == "127.0.0.1:2/other"
+    assert describe("postgresql:///?service=warehouse", {}) == "127.0.0.1:1/warehouse"
+    monkeypatch.setenv("PGSERVICE", "warehouse")
+    assert describe("", {}) == "127.0.0.1:1/warehouse"
+
+
+def test_service_that_refuses_is_named(services: Callable[[str], None]) -> None:
+    services(SHOP)
+    with pytest.raises(ConnectError, match=r"^127\.0\.0\.1:1/warehouse: ") as caught:
+        Reactor("service=shop", "service=warehouse").start()
+
+    assert "refused" in str(caught.value)
+
+
+def test_proxy_leads_to_a_service(services: Callable[[str], None], postgres: Postgres) -> None:
+    services(SHOP)
+    with Proxy("service=shop") as proxy, Database(proxy.dsn) as database:
+        assert database.name == f"127.0.0.1:{proxy.port}/postgres"
+
+
+def test_files_of_services_are_found_where_libpq_finds_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pg_service.conf").write_text("[shop]\nhost=etc\ndbname=shop\n", "utf-8")
+    monkeypatch.setenv("PGSYSCONFDIR", str(tmp_path))
+
+    assert describe("service=shop", {}) == "etc:5432/shop"
+
+
+def test_unknown_service_is_told_as_libpq_does(services: Callable[[str], None]) -> None:
+    services(SHOP)
+    assert Database("service=nope").name == "service=nope"
+    with pytest.raises(ConnectError, match=r'^service=nope: .*service "nope" not found'):
+        Database("service=nope").open()
+
+
+def test_timeout_of_a_service_counts(
+    services: Callable[[str], None], proxy: Proxy, dsn: str
+) -> None:
+    services(f"[frozen]\nhost=127.0.0.1\nport={proxy.port}\nconnect_timeout=2\n")
+    proxy.freeze()
+    begun = time.monotonic()
+    with pytest.raises(ConnectError, match="timeout"):
+        Database("service=frozen").open()
+
+    assert time.monotonic() - begun < CONNECT_TIMEOUT - 1
+    proxy.thaw()
+
+
+def test_second_host_of_a_service_has_a_time_of_its_own(
+    services: Callable[[str], None], proxy: Proxy, postgres: Postgres
+) -> None:
+    services(
+        f"[two]\nhost=127.0.0.1,127.0.0.1\nport={proxy.port},{postgres.port}\nuser=postgres\n"
+        f"dbname=postgres\npassword={postgres.password}\nconnect_timeout=2\n"
+    )
+    proxy.freeze()
+    with Database("service=two") as database:
+        assert database.name == f"127.0.0.1:{postgres.port}/postgres"
+    proxy.thaw()

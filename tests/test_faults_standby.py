@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgsignals import ConnectError, Reactor, StandbyError
+from pgsignals import ConnectError, Database, Reactor, StandbyError, _link
 from pgsignals.embedded import Postgres
 from tests.programs.fault_rig import (
     BUSY,
@@ -43,7 +43,7 @@ def list_of(*servers: Postgres, password: str) -> str:
     return (
         f"host={','.join(['127.0.0.1'] * len(servers))} "
         f"port={','.join(str(server.port) for server in servers)} user=postgres "
-        f"dbname=postgres password={password} target_session_attrs=read-write"
+        f"dbname=postgres password={password} target_session_attrs=primary"
     )
 
 
@@ -71,7 +71,7 @@ def test_standby_is_refused_with_what_to_do(
     witness = Witness(reactor)
     begun = time.monotonic()
 
-    with pytest.raises(StandbyError, match="target_session_attrs=read-write"):
+    with pytest.raises(StandbyError, match="target_session_attrs=primary"):
         reactor.start()
 
     taken = time.monotonic() - begun
@@ -81,7 +81,7 @@ def test_standby_is_refused_with_what_to_do(
 
 
 def test_standby_that_is_the_only_host_of_a_list_is_an_error_of_start(standby: Postgres) -> None:
-    with pytest.raises(ConnectError, match="read-only"):
+    with pytest.raises(ConnectError, match="hot standby"):
         Reactor(list_of(standby, password=standby.password)).start()
 
 
@@ -150,7 +150,7 @@ def test_reactor_follows_a_failover(server: Postgres, record_property: RecordPro
             begun, stopped = now(), time.monotonic()
             server.stop("immediate")
             lost = witness.wait("lost")
-            wait_until(lambda: "read-only" in error_of(reactor))  # the standby is no way out
+            wait_until(lambda: "in hot standby" in error_of(reactor))  # the standby is no way out
 
             promote(standby_dsn)
             promoted = time.monotonic()
@@ -176,3 +176,29 @@ def test_reactor_follows_a_failover(server: Postgres, record_property: RecordPro
     ]
     assert gap.gap.since <= begun <= gap.gap.until
     assert gap.at - promoted < PROMISED + BUSY
+
+
+def test_proxy_that_leads_to_a_standby_for_a_while_is_not_given_up(
+    standby: Postgres, server: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may say that it is a primary, and refuse to LISTEN (25006) where it sends us."""
+    blind = "SELECT pg_catalog.pg_backend_pid(), false"
+    monkeypatch.setattr(_link, "WHO", blind)
+    monkeypatch.setattr(_link, "PARTS", ())
+    leads_to = [server]
+
+    def connect() -> psycopg.Connection[Any]:
+        return psycopg.connect(leads_to[0].dsn, autocommit=True)
+
+    reactor = Reactor(Database(connect=connect), channels=["a"], backoff=(0.01, 0.05))
+    witness = Witness(reactor)
+    with reactor:
+        leads_to[0] = standby
+        execute(server.dsn, f"SELECT pg_terminate_backend({session_of(reactor)})")
+        wait_until(lambda: "25006" in error_of(reactor))
+        leads_to[0] = server
+        witness.wait("gap")
+        execute(server.dsn, "NOTIFY a, 'back'")
+        witness.wait_for("back")
+
+    assert witness.kinds(reactor.databases[0]) == ["connected", "lost", "connected", "gap"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import gc
+import operator
 import subprocess
 import sys
 import weakref
@@ -23,6 +25,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from pgsignals import Database, Notification, Reactor
 from pgsignals import channel as channel_signal
+from pgsignals._workers import describe
 from pgsignals.embedded import Postgres
 from pgsignals.telemetry import instrument, uninstrument
 from tests.support.waiting import wait_until
@@ -316,8 +319,97 @@ def test_calls_are_measured(reactor: Reactor, channel: str, telescope: Telescope
     assert "error.type" not in well.attributes
     assert badly.attributes["error.type"] == "ValueError"
     assert badly.attributes[messaging.MESSAGING_DESTINATION_NAME] == channel
+    assert badly.attributes["code.function.name"].endswith(
+        "test_calls_are_measured.<locals>.handler"
+    )
     counted = points["messaging.client.consumed.messages"]
     assert [point.value for point in counted] == [2, 1]
+
+
+def test_failures_are_counted_by_channel_and_handler(
+    reactor: Reactor, channel: str, telescope: Telescope
+) -> None:
+    @reactor.on_channel(channel, decode=int)
+    def half(db: Database, notification: Notification, value: int) -> float:
+        return 1 / value
+
+    heard: list[str] = []
+
+    def anything(db: Database, notification: Notification) -> None:
+        heard.append(notification.channel)
+
+    reactor.any_channel.connect(anything)
+    unhandled = f"{channel}_unhandled"
+    reactor.listen(unhandled)
+    reactor.notify((channel, "1"), (channel, "0"), (channel, "x"), (unhandled, ""))
+    wait_until(lambda: unhandled in heard)
+    reactor.handler_failed.send(
+        reactor.databases[0], notification=None, handler=anything, error=KeyError()
+    )
+    points = telescope.metrics()
+
+    failures = {
+        (
+            point.attributes.get(messaging.MESSAGING_DESTINATION_NAME, ""),
+            point.attributes["code.function.name"].rpartition(".")[2],
+            point.attributes["error.type"],
+        ): point.value
+        for point in points["pgsignals.handler.failures"]
+    }
+    assert failures == {
+        (channel, "half", "ZeroDivisionError"): 1,
+        (channel, "half", "ValueError"): 1,
+        ("", "anything", "KeyError"): 1,
+    }
+    calls = {
+        (
+            point.attributes.get(messaging.MESSAGING_DESTINATION_NAME, ""),
+            point.attributes["code.function.name"].rpartition(".")[2],
+        )
+        for point in points["messaging.process.duration"]
+    }
+    assert calls == {(channel, "half"), (channel, "anything"), ("", "anything")}
+
+
+def test_several_wrappers_are_called_one_within_the_other(
+    dsn: str, channel: str, telescope: Telescope
+) -> None:
+    reactor = Reactor(dsn)
+    order: list[str] = []
+
+    class Ship:
+        def __call__(self, db: Database, notification: Notification) -> None:
+            order.append(f"ship {notification.payload}")
+
+    ship = Ship()
+    reactor.on_channel(channel)(ship)
+
+    def wrapper(name: str) -> Callable[..., object]:
+        def around(handler: Callable[..., object], database: Database, **given: object) -> object:
+            order.append(f"{name} {describe(handler).rpartition('.')[2]}")
+            return handler(database, **given)
+
+        return around
+
+    outer, inner = wrapper("outer"), wrapper("inner")
+    steps: list[tuple[Callable[[], object], list[str]]] = [
+        (lambda: reactor.wrap_handlers(outer), ["outer Ship"]),
+        (lambda: telescope.point(reactor), ["outer Ship"]),
+        (lambda: reactor.wrap_handlers(inner), ["outer Ship", "inner Ship"]),
+        (lambda: reactor.unwrap_handlers(outer), ["inner Ship"]),
+        (lambda: reactor.unwrap_handlers(outer), ["inner Ship"]),
+        (lambda: uninstrument(reactor), ["inner Ship"]),
+        (lambda: reactor.wrap_handlers(None), []),
+    ]
+    with reactor:
+        for number, (change, called) in enumerate(steps):
+            change()
+            order.clear()
+            reactor.notify((channel, str(number)))
+            wait_until(functools.partial(operator.contains, order, f"ship {number}"))
+            assert order == [*called, f"ship {number}"]
+
+    telescope.spans(4)  # of steps 1 to 4
 
 
 def test_several_reactors_are_observed_together(
@@ -364,6 +456,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from pgsignals import Reactor
+from pgsignals._workers import describe
 from pgsignals.telemetry import instrument
 
 first, second = (Reactor(f"host=localhost port=5432 dbname={name}") for name in ("a", "b"))

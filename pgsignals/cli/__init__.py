@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 
 from pgsignals.cli import bench, completion, demo, doctor, listen, notify, run, top
-from pgsignals.cli.arguments import FAILED, WHERE, Parser, Version
+from pgsignals.cli.arguments import FAILED, MISUSED, WHERE, Parser, Version, told_of
 from pgsignals.cli.terminal import say
 from pgsignals.errors import Error
 
@@ -91,30 +91,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
     # What its warnings say of a link, we say ourselves.
     logging.getLogger("pgsignals").setLevel(logging.ERROR)
+    args = argparse.Namespace()
     try:
         with ended_by_signals():
             try:
+                if not (sys.argv[1:] if argv is None else argv):
+                    parser().print_help(sys.stderr)
+                    return MISUSED
                 args = parser().parse_args(argv)
                 status: int = args.run(args)
             finally:
                 if sys.stdout is not None:
                     sys.stdout.flush()
     except (Error, OSError) as error:
-        return failed(error)
+        return failed(error, args)
     except Exception as error:
         if not hasattr(error, "sqlstate"):
             raise
-        return failed(error)  # psycopg's: the server has refused a statement
+        return failed(error, args)  # psycopg's: the server has refused a statement
     return status
 
 
-def failed(error: Exception) -> int:
+def failed(error: Exception, args: argparse.Namespace) -> int:
     """Say why, and return the exit status."""
     if isinstance(error, OSError) and not isinstance(error, Error):
         _forget_output()
     if isinstance(error, BrokenPipeError):
         return 128 + signal.SIGPIPE
-    say(" ".join(str(error).split()))
+    say(told_of(error, args))
     return FAILED
 
 

@@ -10,20 +10,27 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from pgsignals._driver import Session, versions
-from pgsignals._link import QUEUE_ALARM
-from pgsignals._statements import GUARDS, QUEUE_HOLDERS, WHO
+from pgsignals._link import OLDEST_SERVER, QUEUE_ALARM
+from pgsignals._statements import (
+    GUARDS,
+    QUEUE_HOLDERS,
+    QUEUE_USAGE,
+    ROUND_TRIP_BEGINS,
+    WHO,
+    describe_holder,
+)
 from pgsignals.cli._delivery import Delivery
 from pgsignals.cli._findings import Finding, for_refusal
+from pgsignals.cli._notifiers import channel_findings
 from pgsignals.database import Database
 from pgsignals.errors import ConnectError, ConnectionLostError, EncodingError
 
-#: The oldest server that knows all of what a reactor sets on its session.
-OLDEST = 140000
+T = TypeVar("T")
 
 #: From here on a full queue is near; the server itself warns.
 QUEUE_FULL = 0.5
@@ -44,29 +51,41 @@ TIMEOUTS = (
 KEEPALIVES = tuple(name for name in GUARDS if name.startswith("tcp_"))
 
 SETTINGS = (
-    "SELECT name, setting FROM pg_settings WHERE name IN ('max_connections', "
-    + ", ".join(f"'{name}'" for name in (*TIMEOUTS, *KEEPALIVES))
-    + ")"
+    "SELECT name, setting FROM pg_catalog.pg_settings WHERE name OPERATOR(pg_catalog.=) "
+    f"ANY ('{{{','.join(('max_connections', *TIMEOUTS, *KEEPALIVES))}}}'::pg_catalog.text[])"
 )
-TLS = "SELECT ssl, version FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
-QUEUE = "SELECT pg_notification_queue_usage()"
-CLOCK = "SELECT extract(epoch FROM clock_timestamp())::float8"
+TLS = (
+    "SELECT ssl, version FROM pg_catalog.pg_stat_ssl "
+    "WHERE pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()"
+)
+QUEUE = f"SELECT {QUEUE_USAGE}"
+CLOCK = "SELECT pg_catalog.date_part('epoch'::pg_catalog.text, pg_catalog.clock_timestamp())"
+
+#: A reactor of version 0.1.0 asks so.
+OLD_ROUND_TRIP_BEGINS = "SELECT pg_notification_queue_usage()"
 
 # The server does not tell who listens; the last statement of a listener usually is one of these.
 # Of a session that belongs to another role it may hide even what kind of process it is.
 ACTIVITY = (
-    "SELECT coalesce(nullif(application_name, ''), 'no name'), datname = current_database(), "
-    "query ~* '^\\s*listen\\s' OR query LIKE 'SELECT pg_notification_queue_usage()%', "
-    "query = '<insufficient privilege>' FROM pg_stat_activity "
-    "WHERE pid <> pg_backend_pid() AND datid IS NOT NULL "
-    "AND coalesce(backend_type, 'client backend') = 'client backend'"
+    "SELECT CASE WHEN application_name OPERATOR(pg_catalog.<>) ''::pg_catalog.text "
+    "THEN application_name ELSE 'no name'::pg_catalog.text END, "
+    "datname OPERATOR(pg_catalog.=) pg_catalog.current_database(), "
+    "query OPERATOR(pg_catalog.~*) '^[[:space:]]*listen[[:space:]]'::pg_catalog.text "
+    f"OR pg_catalog.starts_with(query, '{ROUND_TRIP_BEGINS}'::pg_catalog.text) "
+    f"OR pg_catalog.starts_with(query, '{OLD_ROUND_TRIP_BEGINS}'::pg_catalog.text), "
+    "query OPERATOR(pg_catalog.=) '<insufficient privilege>'::pg_catalog.text "
+    "FROM pg_catalog.pg_stat_activity "
+    "WHERE pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid() AND datid IS NOT NULL "
+    "AND coalesce(backend_type, 'client backend'::pg_catalog.text) "
+    "OPERATOR(pg_catalog.=) 'client backend'::pg_catalog.text"
 )
 
 
-def examine(database: Database, timeout: float) -> Iterator[Finding]:
+def examine(database: Database, timeout: float, channels: Sequence[str] = ()) -> Iterator[Finding]:
     """All findings, as they come.  Blocks.
 
     :param timeout: seconds for each answer.
+    :param channels: those to look for.
     """
     try:
         session = database.new_session(timeout)
@@ -76,7 +95,7 @@ def examine(database: Database, timeout: float) -> Iterator[Finding]:
     except ConnectError as error:
         yield Finding("connection", "failed", str(error), for_refusal(str(error)))
         return
-    examination = Examination(database, session, timeout)
+    examination = Examination(database, session, timeout, channels)
     try:
         yield from examination.findings()
     except ConnectionLostError as error:
@@ -90,8 +109,11 @@ def examine(database: Database, timeout: float) -> Iterator[Finding]:
 class Examination:
     """One run: a session to ask with, and what is known so far."""
 
-    def __init__(self, database: Database, session: Session, timeout: float) -> None:
+    def __init__(
+        self, database: Database, session: Session, timeout: float, channels: Sequence[str]
+    ) -> None:
         self.late = False
+        self._channels = channels
         self._database = database
         self._session = session
         self._timeout = timeout
@@ -104,6 +126,7 @@ class Examination:
         [[pid, in_recovery]] = self._ask(WHO)
         took = time.monotonic() - begun
         self._direct = pid == self._session.backend_id
+        self._in_time(self._session.clear_search_path)
         self._settings = {name: value for name, value in self._ask(SETTINGS)}
         where = f"{self._session.name}, an answer takes {1000 * took:.1f} ms"
         yield Finding("connection", "ok", where, facts={"answer_seconds": took})
@@ -111,14 +134,20 @@ class Examination:
         yield self._tls()
         yield self._encoding()
         found = [self._clock(), self._queue(), self._sessions(), self._timeouts()]
+        about_channels: list[Finding] = []
+        if self._channels and self._session.connection.info.server_version >= OLDEST_SERVER:
+            about_channels = list(channel_findings(self._ask, self._channels))
         delivery = Delivery(self._database, self._timeout, direct=self._direct)
         yield from delivery.findings(in_recovery=in_recovery)
         yield from found
         yield from self._keepalives()
+        yield from about_channels
 
     def _ask(self, sql: str) -> list[tuple[Any, ...]]:
         """The rows of *sql*, or the end of the session when they take too long."""
+        return self._in_time(lambda: self._session.query_text(sql))
 
+    def _in_time(self, run: Callable[[], T]) -> T:
         def give_up() -> None:
             self.late = True
             self._session.shutdown()
@@ -127,14 +156,9 @@ class Examination:
         timer.daemon = True
         timer.start()
         try:
-            rows = self._session.query(sql)
+            return run()
         finally:
             timer.cancel()
-        text = self._session.text
-        return [
-            tuple(text(value) if isinstance(value, bytes) else value for value in row)
-            for row in rows
-        ]
 
     # -- what answers ----------------------------------------------------------------------------
 
@@ -144,8 +168,8 @@ class Examination:
         psycopg, libpq = versions()
         text = f"PostgreSQL {version}; here psycopg {psycopg} with libpq {libpq}"
         facts = {"server": version, "psycopg": psycopg, "libpq": libpq}
-        if info.server_version < OLDEST:
-            advice = f"a Reactor wants PostgreSQL {OLDEST // 10000} or newer"
+        if info.server_version < OLDEST_SERVER:
+            advice = f"PostgreSQL {OLDEST_SERVER // 10000} is the oldest that is supported"
             return Finding("server", "failed", text, advice, facts)
         return Finding("server", "ok", text, facts=facts)
 
@@ -208,7 +232,8 @@ class Examination:
 
     def _queue(self) -> Finding:
         [[usage]] = self._ask(QUEUE)
-        holders = [row[0] for row in self._ask(QUEUE_HOLDERS)] if usage else []
+        rows = self._ask(QUEUE_HOLDERS) if usage else []
+        holders = [describe_holder(row) for row in rows]
         facts = {"usage": usage, "holders": holders}
         text = f"{100 * usage:.4g} % full"
         if holders:
@@ -293,13 +318,9 @@ class Examination:
                 "and tcp_keepalives_idle of the server"
             )
             yield Finding("keepalives", "note", text, advice, both)
-        elif ours.get("keepalives_idle", 0) > LONG_SILENCE or not ours.get("keepalives"):
-            advice = (
-                "a Reactor sets those of the server on its session, and probes, so that its own do "
-                "not matter; for a loop over db.wait(): keepalives_idle=30 tcp_user_timeout=30000"
-            )
-            yield Finding("keepalives", "note", text, advice, both)
         else:
+            if ours.get("keepalives_idle", 0) > LONG_SILENCE or not ours.get("keepalives"):
+                text += "; a Reactor sets its own on the server's side, and probes"
             yield Finding("keepalives", "ok", text, facts=both)
 
 

@@ -53,14 +53,18 @@ ADVICE = {
     r"certificate|SSL|TLS": (
         "check sslmode, sslrootcert and that the host's name is the one in the certificate"
     ),
-    r"session is read-only|not a hot standby|is in recovery|in hot standby": (
-        "none of the hosts is a primary, which target_session_attrs asks for"
+    r"session is read-only": (
+        "target_session_attrs=primary: read-write also refuses a primary where the role is "
+        "read-only"
+    ),
+    r"not a hot standby|is in recovery|in hot standby": (
+        "none of the hosts is what target_session_attrs asks for"
     ),
     r"too many notifications|queue": (
         "the notification queue is full: end who holds it with pg_terminate_backend(pid)"
     ),
-    r"connection string": (
-        "quote a value with blanks, and percent-encode special characters in a URI"
+    r"definition of service|service file": (
+        "PGSERVICEFILE, ~/.pg_service.conf, or pg_service.conf in PGSYSCONFDIR must have it"
     ),
 }
 

@@ -8,11 +8,20 @@ import dataclasses
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
-from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+)
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -22,7 +31,9 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from pgsignals._types import DatabaseStatus
+from pgsignals._types import DatabaseStatus, Notification
+from pgsignals._workers import describe
+from pgsignals.database import Database
 from pgsignals.errors import Error
 from pgsignals.reactor import Reactor
 
@@ -44,6 +55,13 @@ GAUGES = {
     "probe_seconds": ("probe_seconds", "How long the last round trip took."),
     "queue_usage": ("queue_usage_ratio", "How full the cluster's notification queue is, 0 to 1."),
 }
+
+
+#: The bounds of buckets for how long a handler takes: as OpenTelemetry advises.
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
+
+#: Pairs of channel and handler, at most: a program may make channels as it goes.
+MOST_LABELS = 1000
 
 
 class ReactorCollector(Collector):
@@ -75,6 +93,72 @@ class ReactorCollector(Collector):
         for name, database in databases.items():
             states.add_metric([name], {state: state == database.state for state in STATES})
         yield states
+
+
+class HandlerMetrics:
+    """Counts what each handler does, by channel, on the workers.
+
+    The label ``channel`` is a channel with handlers; what receivers of ``any_channel`` are called
+    for besides has ``""``, as have failures of receivers of a reactor's signals, and what comes
+    after :data:`MOST_LABELS`, so that the number of time series has a bound.
+    """
+
+    def __init__(self, reactor: Reactor, registry: CollectorRegistry) -> None:
+        labels = ("channel", "handler")
+        text = "Notifications that a handler has returned from."
+        self._handled = Counter("pgsignals_handled", text, labels, registry=registry)
+        text = "Failures of a handler, of its decode, or of a receiver of the reactor's signals."
+        self._failed = Counter("pgsignals_handler_failures", text, labels, registry=registry)
+        text = "How long a call of a handler took."
+        self._seconds = Histogram(
+            "pgsignals_handler_seconds", text, labels, registry=registry, buckets=SECONDS
+        )
+        self._reactor = reactor
+        self._known: set[tuple[str, str]] = set()
+
+    def __enter__(self) -> None:
+        self._reactor.wrap_handlers(self._around)
+        self._reactor.handler_failed.connect(self._note_failure, weak=False)
+
+    def __exit__(self, *_: object) -> None:
+        self._reactor.unwrap_handlers(self._around)
+        self._reactor.handler_failed.disconnect(self._note_failure)
+
+    def _around(self, handler: Callable[..., Any], database: Database, **given: Any) -> object:
+        batch: list[Notification] | None = given.get("notifications")
+        count, first = (1, given["notification"]) if batch is None else (len(batch), batch[0])
+        labels = self._labels(first, handler, database)
+        began = time.perf_counter()
+        try:
+            result: object = handler(database, **given)
+        finally:
+            self._seconds.labels(*labels).observe(time.perf_counter() - began)
+        self._handled.labels(*labels).inc(count)
+        return result
+
+    def _note_failure(
+        self,
+        database: Database,
+        *,
+        notification: Notification | list[Notification] | None,
+        handler: Callable[..., Any],
+        error: BaseException,
+    ) -> None:
+        first = notification[0] if isinstance(notification, list) else notification
+        self._failed.labels(*self._labels(first, handler, database)).inc()
+
+    def _labels(
+        self, notification: Notification | None, handler: Callable[..., Any], database: Database
+    ) -> tuple[str, str]:
+        channel = "" if notification is None else notification.channel
+        if channel and not self._reactor.handlers_of(channel, database):
+            channel = ""
+        labels = channel, describe(handler)
+        if labels not in self._known:
+            if len(self._known) >= MOST_LABELS:
+                return "", labels[1]
+            self._known.add(labels)
+        return labels
 
 
 def names(databases: tuple[DatabaseStatus, ...]) -> list[str]:
@@ -170,7 +254,7 @@ def serve(reactor: Reactor, address: tuple[str, int]) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror
         raise Error(f"--metrics {address[0]}:{address[1]}: {reason}") from None
-    with server:
+    with server, HandlerMetrics(reactor, server.registry):
         thread = threading.Thread(
             target=server.serve_forever, name="pgsignals-metrics", daemon=True
         )

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import math
 import os
+import re
+import sys
 from collections.abc import Callable
 from importlib import metadata
-from typing import NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 from pgsignals._channels import check_channel
 from pgsignals.cli.terminal import say
-from pgsignals.errors import ChannelNameError
+from pgsignals.errors import ChannelNameError, ConnectError
 
 #: Status of a command that failed, and of one that was not understood.
 FAILED, MISUSED = 1, 2
@@ -20,18 +23,45 @@ FAILED, MISUSED = 1, 2
 #: What a reader of our output that has stopped reading is given, in seconds, when we end.
 PATIENCE = 1.0
 
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+|inf|nan)(e\d+)?")
+
+_CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)", re.DOTALL)
+
 WHERE = """\
 The database: --dsn, else the environment variable DATABASE_URL, else libpq's own defaults (PGHOST,
 PGSERVICE, PGPASSFILE, ...). A password in --dsn can be seen by everybody on this machine.
 """
 
+NOT_SET = (
+    "neither --dsn nor DATABASE_URL is set, so libpq's own variables (PGHOST, ...) and defaults "
+    "count"
+)
+
 NAME = "its name, in which upper and lower case differ"
 
 
 class Parser(argparse.ArgumentParser):
-    """Complains in one line."""
+    """Complains in one line, and knows what may have been meant."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.lonely: dict[str, str] = {}
+        """Options that may stand without a number behind them, with the value that they have then:
+        argparse would take the next word for it."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """See :class:`argparse.ArgumentParser`."""
+        words = list(sys.argv[1:] if args is None else args)
+        for at, word in enumerate(words):
+            if word in self.lonely and not _NUMBER.fullmatch("".join(words[at + 1 : at + 2])):
+                words[at] = f"{word}={self.lonely[word]}"
+        return super().parse_known_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
+        if (found := _CHOICE.search(message)) is not None:
+            word, choices = found.groups()
+            near = difflib.get_close_matches(word, re.findall(r"[\w-]+", choices), 1)
+            message += f"; did you mean {near[0]}?" if near else ""
         say(f"{message} (see {self.prog} --help)")
         raise SystemExit(MISUSED)
 
@@ -108,6 +138,19 @@ def add_probes(parser: Parser, interval: float = 10.0) -> None:
     )
 
 
+def defaults_alone(args: argparse.Namespace) -> bool:
+    """Whether nothing says where the database is, so that libpq's own defaults do."""
+    return getattr(args, "dsn", "") is None and not os.environ.get("DATABASE_URL")
+
+
+def told_of(error: Exception, args: argparse.Namespace) -> str:
+    """What to say of an error, in one line."""
+    text = " ".join(str(error).split())
+    if isinstance(error, ConnectError) and defaults_alone(args):
+        text += f"; {NOT_SET}"
+    return text
+
+
 def database_of(args: argparse.Namespace) -> str:
     """The connection string; ``""`` leaves it to libpq."""
     dsn: str | None = args.dsn
@@ -136,7 +179,7 @@ def count(text: str) -> int:
     with contextlib.suppress(ValueError):
         if (value := int(text)) > 0:
             return value
-    raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    raise argparse.ArgumentTypeError(f"{text!r} must be a whole number above 0")
 
 
 def seconds(text: str) -> float:
@@ -144,11 +187,11 @@ def seconds(text: str) -> float:
     with contextlib.suppress(ValueError):
         if (value := float(text)) >= 0:
             return value
-    raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+    raise argparse.ArgumentTypeError(f"{text!r} must be a number of seconds")
 
 
 def duration(text: str) -> float:
     """A finite number of seconds above 0."""
     if 0 < (value := seconds(text)) < math.inf:
         return value
-    raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
+    raise argparse.ArgumentTypeError(f"{text!r} must be a number of seconds above 0")

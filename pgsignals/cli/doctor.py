@@ -14,11 +14,14 @@ from pgsignals.cli._checks import examine
 from pgsignals.cli._findings import Finding, Outcome
 from pgsignals.cli.arguments import (
     FAILED,
+    NOT_SET,
     WHERE,
     Commands,
     add_command,
     add_dsn,
+    channel_name,
     database_of,
+    defaults_alone,
     duration,
 )
 from pgsignals.cli.terminal import CYAN, DIM, GREEN, RED, YELLOW, escape, is_terminal, paint, put
@@ -30,9 +33,11 @@ Connect, look at everything that LISTEN/NOTIFY depends on, and say for each what
   pgsignals doctor
   pgsignals doctor --dsn postgresql://app@localhost/shop
   pgsignals doctor --json | jq '.checks[] | select(.outcome != "ok")'
+  pgsignals doctor --channel orders        who listens to it, and what notifies it
   pgsignals doctor --timeout 2 || echo "notifications do not get through"
 
-It asks with sessions of its own, on a channel of its own, and changes nothing. What it says:
+It asks with sessions of its own, on a channel of its own, and changes nothing. On a channel that
+--channel names it notifies nothing, as listeners would take that for real. What it says:
 
   ok        as it should be
   note      good to know
@@ -64,6 +69,14 @@ def add(commands: Commands) -> None:
         commands, "doctor", "find out why nothing arrives", ABOUT, ABOUT_STATUS, doctor
     )
     add_dsn(parser)
+    parser.add_argument(
+        "--channel",
+        metavar="CHANNEL",
+        action="append",
+        type=channel_name,
+        default=[],
+        help="look who listens to it, and what notifies it; again for each further channel",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
         "--timeout",
@@ -81,7 +94,9 @@ def doctor(args: argparse.Namespace) -> int:
     findings = []
     if not args.json:
         put(sys.stdout, escape(name))
-    for finding in examine(database, args.timeout):
+    for finding in examine(database, args.timeout, args.channel):
+        if finding.check == "connection" and finding.outcome == "failed" and defaults_alone(args):
+            finding = dataclasses.replace(finding, detail=f"{finding.detail}; {NOT_SET}")
         findings.append(finding)
         if not args.json:
             for line in lines(finding, width()):

@@ -7,12 +7,22 @@ import contextlib
 import importlib
 import json
 import logging
+import math
 import os
+import random
+import re
+import signal
 import sys
+import time
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from types import ModuleType, TracebackType
 from typing import Any
 
+from pgsignals._backoff import Backoff
+from pgsignals._driver import needs_care
+from pgsignals._workers import describe
 from pgsignals.cli.arguments import (
     FAILED,
     MISUSED,
@@ -24,13 +34,16 @@ from pgsignals.cli.arguments import (
     count,
     databases_of,
     seconds,
+    told_of,
 )
 from pgsignals.cli.extras import require
-from pgsignals.cli.terminal import say
-from pgsignals.errors import Error
+from pgsignals.cli.terminal import escape, say
+from pgsignals.database import Database
+from pgsignals.errors import ConnectError, Error
 from pgsignals.reactor import Reactor
+from pgsignals.signals import OrderedSignal
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("pgsignals.run")
 
 ABOUT = """\
 Import a module and run its handlers, until SIGTERM or Ctrl-C.
@@ -38,11 +51,20 @@ Import a module and run its handlers, until SIGTERM or Ctrl-C.
   pgsignals run shop.handlers
   pgsignals run shop.handlers --dsn service=shop --dsn service=warehouse --workers 4
   pgsignals run shop.handlers:reactor
+  pgsignals run shop.handlers --wait 60
   pgsignals run shop.handlers --log json --metrics 9187 --stop-timeout 30
 
 MODULE is imported as from a script in this directory. Its functions under @on_channel are served by
 a reactor that this command makes. MODULE:REACTOR is a Reactor that the module has made itself; it
-knows its databases and its settings.
+knows its databases and its settings, so DATABASE_URL does not count, and --dsn, --workers and
+--probe-* are refused.
+
+The log says at the start what is served, and at the end how much has been handled.
+
+--wait has it try again, for S seconds or without an end, while a database cannot be reached at the
+start: it is down or starting up, its name does not resolve, or it has not been created yet. What
+waiting does not help ends it at once: a refused login, a certificate, a standby, a pooler that
+cannot work.
 
 SIGTERM and Ctrl-C stop it: it reads no more, and runs the handlers of what it has received, for
 --stop-timeout seconds at most. A second one stops it at once.
@@ -55,9 +77,20 @@ others can reach it: 0.0.0.0:9187.
 ABOUT_STATUS = f"""\
 {WHERE}
 Exit status: 0 after a stop with everything handled; 1 when a database could not be listened to at
-the start, when the module cannot be imported, when the reactor ended by itself, or when the time of
-a stop ran out; 2 not understood.
+the start, when the module cannot be imported or holds nothing to run, when the reactor ended by
+itself, or when the time of a stop ran out; 2 not understood.
 """
+
+# What waiting for a database does not help.  libpq gives reasons in words only; a refused login in
+# another language than English is waited for like a server that is down.
+_STAYS = re.compile(
+    r"cannot be read|definition of service|service file|certificate|does not support SSL|"
+    r"invalid \S+ value|invalid port"
+)
+_NO_DATABASE = re.compile(r'database "[^"]*" does not exist')
+
+#: The first and the longest wait between two attempts, in seconds.
+BACKOFF = (0.5, 10.0)
 
 
 def add(commands: Commands) -> None:
@@ -66,9 +99,19 @@ def add(commands: Commands) -> None:
     parser.add_argument("target", metavar="MODULE[:REACTOR]", help="what to import and run")
     add_dsns(parser)
     parser.add_argument(
-        "--workers", metavar="N", type=count, default=1, help="threads for handlers, 1 by default"
+        "--workers", metavar="N", type=count, help="threads for handlers, 1 by default"
     )
     add_probes(parser)
+    parser.set_defaults(probe_interval=None, probe_timeout=None)  # a Reactor's own are the same
+    parser.add_argument(
+        "--wait",
+        metavar="S",
+        nargs="?",
+        type=seconds,
+        const=math.inf,
+        help="wait S seconds for a database that is not there yet; without S, for ever",
+    )
+    parser.lonely["--wait"] = "inf"
     parser.add_argument(
         "--stop-timeout",
         metavar="S",
@@ -91,80 +134,218 @@ def add(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run it."""
     log_to_stderr(args.log, args.log_level)
-    module, _, attribute = args.target.partition(":")
-    if attribute and args.dsn is not None:
-        say("--dsn is for a reactor that this command makes, and MODULE:REACTOR names another one")
+    module, colon, attribute = args.target.partition(":")
+    if not module or bool(colon) != bool(attribute):
+        say(f"{args.target!r} must be MODULE or MODULE:REACTOR")
         return MISUSED
+    own = ("dsn", "workers", "probe_interval", "probe_timeout")
+    given = {name: value for name in own if (value := getattr(args, name)) is not None}
+    if attribute and given:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        say(f"{options}: not with MODULE:REACTOR, whose reactor has its own settings")
+        return MISUSED
+    given.pop("dsn", None)
     sys.path.insert(0, os.getcwd())
     try:
-        reactor = load(module, attribute, args)
+        loaded = load(module)
+        if attribute:
+            reactor = reactor_in(loaded, attribute)
+        else:
+            reactor = Reactor(*databases_of(args), **given)
+        check_handlers(reactor, args.target)
     except NotFoundError as error:
         logger.critical("%s", error)
         return FAILED
-    except Exception:
-        logger.critical("%s cannot be imported", module, exc_info=True)
+    except Exception as error:
+        frames = frames_of_its_own(error)
+        logger.critical("%s cannot be imported", module, exc_info=(type(error), error, frames))
         return FAILED
-    clean = False
-    with contextlib.ExitStack() as stack:
-        if args.metrics is not None:
-            require("prometheus_client", "pgsignals run --metrics")
-            from pgsignals.cli._metrics import serve
+    return serve_until_stopped(reactor, args)
 
-            stack.enter_context(serve(reactor, args.metrics))
-        try:
-            reactor.run(args.stop_timeout)
-        except Error as error:
-            logger.critical("%s", error)
-            return FAILED
-        finally:
-            clean = reactor.stop(args.stop_timeout)  # after another end than a stop
-    return 0 if clean else FAILED
+
+# -- what to run ---------------------------------------------------------------------------------
 
 
 class NotFoundError(Error, LookupError):
     """There is nothing to run under the name that was given."""
 
 
-def load(module: str, attribute: str, args: argparse.Namespace) -> Reactor:
-    """The reactor to run.  Whatever the module raises passes through.
+def load(module: str) -> ModuleType:
+    """The module.  Whatever it raises passes through.
 
-    :raises NotFoundError: there is no such module or reactor, or nothing is to be handled.
+    :raises NotFoundError: there is none.
     """
     try:
-        loaded: Any = importlib.import_module(module)
+        return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise
         dotted = ".".join(Path(module.removesuffix(".py")).parts)
         hint = f"; did you mean {dotted}?" if dotted != module else ""
         raise NotFoundError(f"no module {error.name} here or on Python's path{hint}") from None
-    if attribute:
-        return reactor_in(loaded, attribute)
-    reactor = Reactor(
-        *databases_of(args),
-        workers=args.workers,
-        probe_interval=args.probe_interval,
-        probe_timeout=args.probe_timeout,
-    )
-    if not any(reactor.wanted(database) for database in reactor.databases):
-        raise NotFoundError(
-            f"{module} registers no handlers: put @pgsignals.on_channel(...) above a function, or "
-            f"name a Reactor of its own: {module}:reactor"
-        )
-    return reactor
 
 
-def reactor_in(module: Any, name: str) -> Reactor:
-    """The reactor called *name* in a module, or within something in it."""
-    found = module
+def reactor_in(module: ModuleType, name: str) -> Reactor:
+    """The reactor called *name* in a module, or within something in it.
+
+    :raises NotFoundError: there is none.
+    """
+    found: Any = module
     for part in name.split("."):
         try:
             found = getattr(found, part)
         except AttributeError:
             raise NotFoundError(f"{module.__name__} has no {name}") from None
     if not isinstance(found, Reactor):
-        raise NotFoundError(f"{module.__name__}:{name} is a {type(found).__name__}, not a Reactor")
+        kind = type(found).__name__
+        article = "an" if kind[0] in "aeiouAEIOU" else "a"
+        raise NotFoundError(f"{module.__name__}:{name} is {article} {kind}, not a Reactor")
     return found
+
+
+def check_handlers(reactor: Reactor, target: str) -> None:
+    """Refuse a reactor that would run and never call anything.
+
+    :raises NotFoundError: it has no handlers.
+    """
+    if any(handlers for _, handlers, _ in served(reactor)):
+        return
+    its_own = ":" in target
+    decorator = "@reactor.on_channel(...)" if its_own else "@pgsignals.on_channel(...)"
+    hint = "" if its_own else f", or name a Reactor of its own: {target}:reactor"
+    text = (
+        f"{target} registers no handlers, so nothing would ever come: put {decorator} above a "
+        f"function{hint}"
+    )
+    later = any(called_by(reactor.connected, database) for database in reactor.databases)
+    if not later and not any(map(reactor.wanted, reactor.databases)):
+        raise NotFoundError(text)
+    logger.warning("%s", text)  # somebody may register some while it runs
+
+
+def served(reactor: Reactor) -> Iterator[tuple[str, list[str], list[Database]]]:
+    """Each channel, what handles it, and the databases of which."""
+    found: dict[tuple[str, tuple[str, ...]], list[Database]] = {}
+    for database in reactor.databases:
+        for channel in sorted(reactor.wanted(database)):
+            handlers = reactor.handlers_of(channel, database)
+            handlers += called_by(reactor.any_channel, database)
+            names = tuple(map(describe, handlers))
+            found.setdefault((channel, names), []).append(database)
+    for (channel, names), databases in found.items():
+        yield channel, list(names), databases
+
+
+def called_by(signal: OrderedSignal, database: Database) -> list[Callable[..., object]]:
+    """The receivers of one of a reactor's signals."""
+    found = (call.handler() for call in signal.calls_for(database))
+    return [receiver for receiver in found if receiver is not None]
+
+
+def frames_of_its_own(error: BaseException) -> TracebackType | None:
+    """The traceback without ours and importlib's frames at its beginning."""
+    frames = error.__traceback__
+    while frames is not None:
+        file = frames.tb_frame.f_code.co_filename
+        if file not in (__file__, importlib.__file__) and not file.startswith("<frozen importlib"):
+            break
+        frames = frames.tb_next
+    return frames
+
+
+# -- running it ----------------------------------------------------------------------------------
+
+
+def serve_until_stopped(reactor: Reactor, args: argparse.Namespace) -> int:
+    """Run it to its end, and return the exit status."""
+    clean = ran = False
+    with contextlib.ExitStack() as stack:
+        if args.metrics is not None:
+            require("prometheus_client", "pgsignals run --metrics")
+            from pgsignals.cli._metrics import serve
+
+            stack.enter_context(serve(reactor, args.metrics))
+        tell_beginning(reactor)
+        try:
+            run_or_wait(reactor, args.stop_timeout, args.wait or 0.0)
+            ran = True
+        except SystemExit as end:
+            ran = True
+            logger.info("%s: stopping", signal_of(end).name)
+            raise
+        except Error as error:
+            logger.critical("%s", told_of(error, args))
+            return FAILED
+        finally:
+            clean = reactor.stop(args.stop_timeout)  # after another end than a stop
+            if ran:
+                tell_end(reactor, clean=clean)
+    return 0 if clean else FAILED
+
+
+def run_or_wait(reactor: Reactor, stop_timeout: float, wait: float) -> None:
+    """Run it, after having waited for databases that are not there yet.
+
+    :param wait: seconds.
+    :raises Error: it cannot start, or has ended by itself.
+    """
+    backoff, rng, until = Backoff(*BACKOFF), random.Random(), time.monotonic() + wait
+    while True:
+        try:
+            reactor.run(stop_timeout)
+        except ConnectError as error:
+            left = until - time.monotonic()
+            if left <= 0 or not may_come(error):
+                raise
+            delay = min(backoff.next_delay(rng), left)
+            logger.warning("%s; waiting, attempt %d in %.1f s", error, backoff.failures, delay)
+        else:
+            return
+        try:
+            time.sleep(delay)
+        except SystemExit as end:
+            if signal_of(end) not in (signal.SIGINT, signal.SIGTERM):
+                raise
+            logger.info("%s: no longer waiting", signal_of(end).name)
+            return
+
+
+def may_come(error: ConnectError) -> bool:
+    """Whether the database may be there a little later."""
+    text = _NO_DATABASE.sub("", str(error))
+    return not needs_care(ConnectError(text)) and _STAYS.search(text) is None
+
+
+def signal_of(end: SystemExit) -> signal.Signals:
+    """The OS signal by which the command line ends."""
+    return signal.Signals(int(end.code or 0) - 128)
+
+
+def tell_beginning(reactor: Reactor) -> None:
+    """Log what is served."""
+    names = ", ".join(database.name for database in reactor.databases)
+    workers = reactor.status().workers
+    logger.info("serving %s with %d worker%s", names, workers, "" if workers == 1 else "s")
+    for channel, handlers, databases in served(reactor):
+        where = ""
+        if len(databases) < len(reactor.databases):
+            where = f" of {', '.join(database.name for database in databases)}"
+        called = ", ".join(handlers) or "no handler"
+        logger.info("channel %s%s: %s", escape(channel), where, called)
+
+
+def tell_end(reactor: Reactor, *, clean: bool) -> None:
+    """Log how much has been done."""
+    databases = reactor.status().databases
+    logger.log(
+        logging.INFO if clean else logging.WARNING,
+        "stopped%s: %d notifications handled, %d failures, %d dropped",
+        "" if clean else " before everything was handled",
+        *(
+            sum(getattr(one, name) for one in databases)
+            for name in ("dispatched", "failed", "dropped")
+        ),
+    )
 
 
 def address(text: str) -> tuple[str, int]:

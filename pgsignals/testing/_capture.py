@@ -40,7 +40,8 @@ class Capture:
         return f"<{type(self).__name__} of {self._where}: {len(self._arrived)} not handed out>"
 
     def __enter__(self) -> Self:
-        self._database.open().listen(*self._channels, self._mark)
+        self._database.open().clear_search_path()
+        self._database.listen(*self._channels, self._mark)
         return self
 
     def __exit__(

@@ -6,6 +6,8 @@ from pgsignals.database import Database
 from pgsignals.reactor import Reactor
 from pgsignals.testing._waiting import TIMEOUT, deadline_in, seconds_until
 
+TERMINATE = "SELECT pg_catalog.pg_terminate_backend(%s::pg_catalog.int4, %s::pg_catalog.int8)"
+
 
 def beside(target: str | Database | Reactor) -> Database:
     """A database whose :meth:`~Database.open` makes a session where *target* leads.
@@ -45,7 +47,8 @@ def kill_listener(
         deadline = deadline_in(timeout)
         with beside(database if dsn is None else dsn) as session:
             milliseconds = max(1, int(seconds_until(deadline) * 1000))
-            cursor = session.execute("SELECT pg_terminate_backend(%s, %s)", (pid, milliseconds))
+            session.clear_search_path()
+            cursor = session.execute(TERMINATE, (pid, milliseconds))
             if cursor.fetchone() != (True,):
                 raise AssertionError(
                     f"session {pid} of {database.name} had ended before, "
