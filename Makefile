@@ -46,6 +46,7 @@ bench: $(VENV)/.installed-bench ## Measure against peers and goals, some ten min
 docs: $(VENV)/.installed-docs ## Build the documentation site in build/docs
 	@$(RUN) sphinx --quiet --fresh-env --nitpicky --fail-on-warning --keep-going \
 		--doctree-dir build/doctrees docs build/docs
+	@$(VENV)/bin/python docs/check_site.py build/docs
 
 build: $(VENV)/.installed-dev ## Make the wheel and the sdist in dist/
 	@rm -rf dist

@@ -243,7 +243,10 @@ def measure(server: Postgres, way: str, options: argparse.Namespace) -> Figures:
 
 def sessions_of(server: Postgres) -> int:
     """The sessions of the reactors."""
-    sql = b"SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgsignals'"
+    sql = (
+        b"SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_activity "
+        b"WHERE application_name OPERATOR(pg_catalog.=) 'pgsignals'::pg_catalog.text"
+    )
     with psycopg.connect(server.dsn) as connection:
         row = connection.execute(sql).fetchone()
     return int(row[0]) if row else 0

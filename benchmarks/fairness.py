@@ -59,6 +59,12 @@ BEFORE = 10
 #: Seconds for what must happen soon.
 PATIENCE = 60.0
 
+TICK = "SELECT pg_catalog.pg_notify('tick'::pg_catalog.text, %s::pg_catalog.text)"
+FLOOD = (
+    "SELECT pg_catalog.count(pg_catalog.pg_notify('flood'::pg_catalog.text, i::pg_catalog.text)) "
+    "FROM pg_catalog.generate_series(1, %s::pg_catalog.int4) AS i"
+)
+
 
 # -- figures ---------------------------------------------------------------------------------------
 
@@ -221,7 +227,7 @@ def measure(dsns: list[str], workers: int, options: argparse.Namespace) -> Figur
         while not pipe.poll() and due < deadline:
             for connection in connections:
                 sent = time.monotonic()  # the same clock in all processes of a machine
-                connection.execute("SELECT pg_notify('tick', %s)", [repr(sent)])
+                connection.execute(TICK, [repr(sent)])
                 statements.append(time.monotonic() - sent)
             if len(statements) == BEFORE * len(connections):
                 began = time.monotonic()
@@ -243,9 +249,8 @@ def receive(pipe: Connection, seconds: float, what: str) -> Any:
 
 
 def flood(dsn: str, count: int) -> None:
-    sql = "SELECT count(pg_notify('flood', i::text)) FROM generate_series(1, %s) AS i"
     with psycopg.connect(dsn, autocommit=True) as connection:
-        connection.execute(sql, [count])
+        connection.execute(FLOOD, [count])
 
 
 # -- the program -----------------------------------------------------------------------------------

@@ -38,6 +38,8 @@ PEERS = {
 
 MIB = 1 << 20
 
+PACED = "SELECT pg_catalog.pg_notify('bench_0'::pg_catalog.text, %s::pg_catalog.text)"
+
 
 @dataclass(frozen=True)
 class Options:
@@ -230,7 +232,7 @@ def pace(senders: list[Any], options: Options) -> None:
             due += interval
             if (ahead := due - time.monotonic()) > 0:
                 time.sleep(ahead)
-            sender.execute("SELECT pg_notify('bench_0', %s)", [str(time.monotonic_ns())])
+            sender.execute(PACED, [str(time.monotonic_ns())])
 
 
 # -- many connections ------------------------------------------------------------------------------
@@ -260,7 +262,7 @@ def connections(rig: Rig, options: Options) -> Table:
                     cpu = wall = 0.0
                     for _ in range(repeats):
                         began = time.monotonic()
-                        sender.execute("SELECT pg_notify('bench_0', 'everybody')")
+                        sender.execute("NOTIFY bench_0, 'everybody'")
                         heard = child.hear()
                         cpu += heard["cpu"]
                         wall += heard["end"] - began

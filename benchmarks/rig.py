@@ -79,7 +79,7 @@ class Rig:
 
     def create_databases(self, count: int) -> list[str]:
         """The names of databases, made unless they are there."""
-        there = {name for (name,) in self.query("SELECT datname FROM pg_database")}
+        there = {name for (name,) in self.query("SELECT datname FROM pg_catalog.pg_database")}
         names = [f"bench_{number}" for number in range(count)]
         for name in names:
             if name not in there:
@@ -101,9 +101,13 @@ class Rig:
 
     def settle(self) -> None:
         """Wait until the sessions of those that were killed have ended."""
-        others = "backend_type = 'client backend' AND application_name <> 'rig'"
+        others = (
+            "SELECT FROM pg_catalog.pg_stat_activity "
+            "WHERE backend_type OPERATOR(pg_catalog.=) 'client backend'::pg_catalog.text "
+            "AND application_name OPERATOR(pg_catalog.<>) 'rig'::pg_catalog.text LIMIT 1"
+        )
         deadline = time.monotonic() + PATIENCE
-        while self.query(f"SELECT FROM pg_stat_activity WHERE {others} LIMIT 1"):
+        while self.query(others):
             if time.monotonic() > deadline:
                 raise BenchmarkError("sessions of an ended process are still there")
             time.sleep(0.01)
@@ -120,8 +124,11 @@ class Rig:
         """
         with self.sender.transaction():
             self.query(
-                "SELECT count(pg_notify('bench_' || i %% %s, lpad(i::text, %s, '0')))"
-                " FROM generate_series(1, %s) AS i",
+                "SELECT pg_catalog.count(pg_catalog.pg_notify("
+                "'bench_'::pg_catalog.text OPERATOR(pg_catalog.||) "
+                "(i OPERATOR(pg_catalog.%%) %s::pg_catalog.int4)::pg_catalog.text, "
+                "pg_catalog.lpad(i::pg_catalog.text, %s::pg_catalog.int4, '0'::pg_catalog.text)))"
+                " FROM pg_catalog.generate_series(1, %s::pg_catalog.int4) AS i",
                 channels,
                 size,
                 count,

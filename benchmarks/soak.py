@@ -56,6 +56,12 @@ FDS_NOISE = 2
 #: Of this many objects a cache may grow.
 OBJECTS_NOISE = 3_000
 
+NOTIFY = "SELECT pg_catalog.pg_notify(%s::pg_catalog.text, %s::pg_catalog.text)"
+REACTORS = (
+    "FROM pg_catalog.pg_stat_activity "
+    "WHERE application_name OPERATOR(pg_catalog.=) 'pgsignals'::pg_catalog.text"
+)
+
 
 class Writer:
     """Notifies one database at a steady rate, and knows what was committed when."""
@@ -103,7 +109,7 @@ class Writer:
     def notify(self, connection: psycopg.Connection[Any]) -> None:
         serial, self.count = self.count, self.count + 1
         self.before[serial] = time.time()
-        connection.execute("SELECT pg_notify(%s, %s)", [CHANNELS[serial % 2], str(serial)])
+        connection.execute(NOTIFY, [CHANNELS[serial % 2], str(serial)])
         self.after[serial] = time.time()
 
     def finish(self) -> None:
@@ -250,8 +256,7 @@ class Soak:
 
     def sessions(self) -> list[int]:
         """The backends of the reactors."""
-        sql = "SELECT pid FROM pg_stat_activity WHERE application_name = 'pgsignals'"
-        return [row[0] for row in self.query(sql)]
+        return [row[0] for row in self.query(f"SELECT pid {REACTORS}")]
 
     def a_backend(self) -> int:
         """The backend of one listening session, which the server has now: a number that is out
@@ -264,13 +269,10 @@ class Soak:
     # -- faults ----------------------------------------------------------------------------------
 
     def terminate(self) -> None:
-        self.query("SELECT pg_terminate_backend(%s)", self.a_backend())
+        self.query("SELECT pg_catalog.pg_terminate_backend(%s::pg_catalog.int4)", self.a_backend())
 
     def terminate_all(self) -> None:
-        self.query(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-            "WHERE application_name = 'pgsignals'"
-        )
+        self.query(f"SELECT pg_catalog.pg_terminate_backend(pid) {REACTORS}")
 
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):

@@ -233,8 +233,10 @@ class Storm:
     def terminate(self, spared: set[int]) -> None:
         """End the sessions of the links, save those of some backends."""
         self.execute(
-            f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{ROLE}' "
-            f"AND pid <> ALL ('{{{','.join(map(str, spared))}}}')"
+            "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity "
+            f"WHERE usename OPERATOR(pg_catalog.=) '{ROLE}'::pg_catalog.name "
+            "AND pid OPERATOR(pg_catalog.<>) "
+            f"ALL ('{{{','.join(map(str, spared))}}}'::pg_catalog.int4[])"
         )
 
     def restore(self, phase: Phase, began: float) -> Phase:

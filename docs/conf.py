@@ -6,6 +6,9 @@ contents and the pages of the API reference, is added here.
 
 from __future__ import annotations
 
+import re
+import tomllib
+from pathlib import Path
 from types import FunctionType
 from typing import Any
 
@@ -24,7 +27,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.intersphinx"]
 nitpick_ignore = [("py:class", f"pgsignals.{name}") for name in ("signals.F", "testing._waiting.T")]
 
 html_theme = "furo"
-html_title = "pgsignals"
+html_title = f"pgsignals {version}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = html_show_sourcelink = html_show_sphinx = False
@@ -46,8 +49,19 @@ intersphinx_mapping = {
     "blinker": ("https://blinker.readthedocs.io/en/stable", "inventories/blinker.inv"),
 }
 
+# Where the source is stands in pyproject.toml, or nowhere: see CONTRIBUTING.md.
+_project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))[
+    "project"
+]
+if _source := _project.get("urls", {}).get("Source"):
+    html_theme_options = {
+        "source_repository": _source,
+        "source_branch": "HEAD",
+        "source_directory": "docs/",
+    }
+
 CONTENTS = {
-    "Begin": ["quickstart", "tutorial", "notifications", "testing", "cli"],
+    "Begin": ["quickstart", "tutorial", "notifications", "testing", "cli", "examples"],
     "How to": [
         f"howto/{page}"
         for page in (
@@ -61,6 +75,7 @@ CONTENTS = {
             "pgbouncer",
             "tls",
             "kubernetes",
+            "notebook",
         )
     ],
     "Understand": ["guarantees", "architecture", "performance", "comparison", "glossary"],
@@ -76,6 +91,17 @@ def add_contents(_: Any, page: str, source: list[str]) -> None:
         for caption, pages in CONTENTS.items():
             lines = [":hidden:", f":caption: {caption}", "", *pages]
             source[0] += "\n```{toctree}\n" + "\n".join(lines) + "\n```\n"
+
+
+def show_examples(_: Any, page: str, source: list[str]) -> None:
+    """A forge leads to the files of the examples; the site, which has no files, shows them."""
+    if page == "examples":
+        source[0] = re.sub(
+            r"^- \[(.+)\]\((.+)\)$",
+            r"```{literalinclude} \2\n:caption: \1\n```\n",
+            source[0],
+            flags=re.MULTILINE,
+        )
 
 
 def send_home(namespace: Any) -> None:
@@ -101,6 +127,7 @@ def find_public(app: Any, env: Any, node: Any, content: Any) -> Any:
 def setup(app: Any) -> None:
     """Called by Sphinx."""
     app.connect("source-read", add_contents)
+    app.connect("source-read", show_examples)
     app.connect("missing-reference", find_public)
     app.add_lexer("sql", PostgresLexer)  # the other one does not know $$
     send_home(pgsignals)

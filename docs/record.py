@@ -239,8 +239,8 @@ class Scene(NamedTuple):
 
 @contextlib.contextmanager
 def demo(seconds: float) -> Iterator[Scene]:
-    """The demo."""
-    yield Scene(["demo", "--seconds", str(seconds)], {}, Size(80, 24), "")
+    """The demo, in a terminal that is high enough for all of it; what is left empty is cut off."""
+    yield Scene(["demo", "--seconds", str(seconds)], {}, Size(80, 40), "")
 
 
 @contextlib.contextmanager
@@ -321,7 +321,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"no screen of {args.scene} shows {args.at!r}\n")
         return 1
     output = args.output or here / f"{args.scene}.svg"
-    output.write_text(svg(chosen, f"pgsignals {args.scene}", scene.size), "utf-8")
+    used = scene.size._replace(rows=len(SGR.sub("", chosen).rstrip().split("\n")))
+    output.write_text(svg(chosen, f"pgsignals {args.scene}", used), "utf-8")
     return 0
 
 

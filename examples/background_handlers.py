@@ -18,6 +18,7 @@ import threading
 from pgsignals import Database, Gap, Notification, Reactor, connect
 
 TABLE = "pgsignals_example_prices"
+ONE = f"SELECT cents FROM {TABLE} WHERE item OPERATOR(pg_catalog.=) %s"
 PATIENCE = 20.0
 
 
@@ -26,6 +27,7 @@ class Prices:
 
     def __init__(self) -> None:
         self.cents: dict[str, int] = {}
+        self.stale = False  # the last read has failed
         self._changed = threading.Condition()
 
     def fill(self, db: Database, *, resumed: bool) -> None:
@@ -39,19 +41,30 @@ class Prices:
 
     def refresh(self, db: Database, *, notification: Notification) -> None:
         """Read one of them: the payload is the item's name."""
+        if self.stale:
+            self._read_all(db, "read again")
+            return
         item = notification.payload
-        row = db.execute(f"SELECT cents FROM {TABLE} WHERE item = %s", [item]).fetchone()
+        self.stale = True
+        row = db.execute(ONE, [item]).fetchone()
         others = {name: cents for name, cents in self.cents.items() if name != item}
         self._replace(others if row is None else others | {item: row[0]}, f"notified of {item}")
 
+    def retry(self, reactor: Reactor) -> None:
+        """Read all of it, if the last read has failed.  The copy stays as it was meanwhile."""
+        if self.stale:
+            self._read_all(reactor.databases[0], "read again")
+
     def _read_all(self, db: Database, why: str) -> None:
+        self.stale = True
         rows = db.execute(f"SELECT item, cents FROM {TABLE}").fetchall()
         self._replace(dict(rows), why)
 
     def _replace(self, cents: dict[str, int], why: str) -> None:
         print(f"{why}: {dict(sorted(cents.items()))}")
+        self.stale = False
         with self._changed:
-            self.cents = cents
+            self.cents = cents  # in one step: a reader sees the old copy or the new one
             self._changed.notify_all()
 
     def become(self, cents: dict[str, int]) -> bool:
@@ -71,10 +84,11 @@ def set_price(db: Database, item: str, cents: int) -> None:
 
 
 def watch(reactor: Reactor, prices: Prices) -> None:
-    """Connect the receivers.  They are methods, so somebody has to hold them: ``weak=False``."""
+    """Connect the receivers.  A method is forgotten unless something holds it: ``weak=False``."""
     reactor.on_channel("prices")(prices.refresh)
     reactor.connected.connect(prices.fill, weak=False)
     reactor.gap.connect(prices.refill, weak=False)
+    reactor.idle.connect(prices.retry, weak=False)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -85,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
 
     with connect(dsn) as db:
         db.execute(f"DROP TABLE IF EXISTS {TABLE}")
-        db.execute(f"CREATE TABLE {TABLE} (item text PRIMARY KEY, cents int NOT NULL)")
+        db.execute(f"CREATE TABLE {TABLE} (item pg_catalog.text PRIMARY KEY, cents int NOT NULL)")
         try:
             return run(dsn, db)
         finally:
@@ -95,7 +109,7 @@ def main(argv: list[str] | None = None) -> int:
 def run(dsn: str, db: Database) -> int:
     """What happens while the table is there; *db* is the session that changes it."""
     prices = Prices()
-    reactor = Reactor(dsn)
+    reactor = Reactor(dsn, timeout=2.0)  # seconds between two signals `idle`
     watch(reactor, prices)
     set_price(db, "cup", 300)
     with reactor:  # returns when the server has acknowledged the LISTEN
@@ -104,7 +118,7 @@ def run(dsn: str, db: Database) -> int:
         right &= prices.become({"cup": 300, "teapot": 1500})
 
         print("ending the listening session, and changing the price of a cup")
-        db.execute("SELECT pg_terminate_backend(%s)", [reactor.databases[0].backend_id])
+        db.execute("SELECT pg_catalog.pg_terminate_backend(%s)", [reactor.databases[0].backend_id])
         set_price(db, "cup", 250)
         right &= prices.become({"cup": 250, "teapot": 1500})
 

@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
 def end(dsn: str, victim: Database) -> None:
     """End a session as an administrator would."""
     with connect(dsn) as other:
-        other.execute("SELECT pg_terminate_backend(%s)", [victim.backend_id])
+        other.execute("SELECT pg_catalog.pg_terminate_backend(%s)", [victim.backend_id])
 
 
 def run(databases: list[Database], end_first: Callable[[], None]) -> int:

@@ -61,6 +61,57 @@ class Drops:
         self.until = max(self.until, until)
 
 
+class Hold:
+    """What a source receives before its session may be announced, under the backlog's policy.
+
+    ``"block"`` keeps all of it: the reader that would wait for space is the one that has to read
+    what shows that the session can be announced.
+
+    :param limit: how many notifications are kept.
+    """
+
+    def __init__(self, limit: int, policy: Policy) -> None:
+        self._limit = sys.maxsize if policy == "block" else limit
+        self._keys: set[tuple[str, str]] | None = set() if policy == "coalesce" else None
+        self._burst = Burst()
+        self._drops: Drops | None = None
+        self.received = 0  # all that was put, since the last take()
+
+    def __len__(self) -> int:
+        return len(self._burst)
+
+    def put(self, burst: Burst, since: datetime, received: datetime) -> None:
+        """Keep *burst*; see :meth:`Backlog.put`."""
+        self.received += len(burst)
+        if self._keys is None:
+            self._burst += burst
+        else:
+            for notification in burst:
+                if (key := notification[:2]) not in self._keys:
+                    self._keys.add(key)
+                    self._burst.append(notification)
+        if len(self._burst) > self._limit + self._limit // 4:  # now and then, as it copies
+            self._drop_oldest(since, received)
+
+    def _drop_oldest(self, since: datetime, received: datetime) -> None:
+        excess = len(self._burst) - self._limit
+        dropped, self._burst = self._burst.part(0, excess), self._burst.part(excess, sys.maxsize)
+        if self._keys is not None:
+            self._keys.difference_update(zip(dropped.channels, dropped.payloads, strict=True))
+        self._drops = self._drops or Drops(since, received)
+        self._drops.add(dropped.channels, excess, since, received)
+
+    def take(self, since: datetime, received: datetime) -> tuple[Burst, Drops | None]:
+        """What is kept, and what had to be dropped, if anything; both are gone then."""
+        if len(self._burst) > self._limit:
+            self._drop_oldest(since, received)
+        burst, drops = self._burst, self._drops
+        self._burst, self._drops, self.received = Burst(), None, 0
+        if self._keys is not None:
+            self._keys.clear()
+        return burst, drops
+
+
 class Segment:
     """Notifications of one source that arrived at once and wait in one lane."""
 
@@ -216,8 +267,8 @@ class Backlog:
         self.reader_waits = False
         self.on_wait: Callable[[], None] = lambda: None  # is called when the reader has to wait
         self._limit = limit
-        self._blocking = policy == "block"
-        self._unbounded = False  # at the end, what "block" had promised not to lose
+        self._blocks = policy == "block"
+        self._released = False  # the reader, at the end; "block" still loses nothing
         self._parallel = parallel
         self._run = 1 if policy == "coalesce" else RUN  # what is held equals nothing any more
         self._busy: set[Lane] = set()
@@ -230,8 +281,10 @@ class Backlog:
         self._announced: dict[Source | None, list[Announcement]] = {}  # not run yet, in order
         # What was dropped of a source between two of its announcements, and what will tell it.
         self._drops: dict[tuple[Source, int], tuple[Drops, Announcement]] = {}
-        self._space = threading.Condition(self.lock)
-        self._quiet = threading.Condition(self.lock)
+        # What the reader waits for, space or the end of all work.  A Condition would have to be
+        # locked by whoever wakes it, which a finalizer in the middle of our code cannot do.
+        self._wakes: SimpleQueue[None] = SimpleQueue()
+        self._joining = False
         self._ending = False
 
     @property
@@ -245,7 +298,7 @@ class Backlog:
     @property
     def overfull(self) -> bool:
         """Whether "block", which does not block at the end, has let in all there is room for."""
-        return self._unbounded and self.waiting >= self._limit
+        return self._blocks and self._released and self.waiting >= self._limit
 
     # -- the reader's side -----------------------------------------------------------------------
 
@@ -262,7 +315,7 @@ class Backlog:
                 burst = self._coalesced(source, burst, self.keys)
             if not burst:
                 return
-            if not self._blocking:
+            if not self._blocks:
                 self._queue(source, burst, since, received)
             else:
                 queued = 0
@@ -271,7 +324,7 @@ class Backlog:
                     self._queue(source, burst.part(queued, stop), since, received)
                     queued = stop
             excess = self.waiting - self._limit
-            if excess > 0 and not (self._blocking or self._unbounded):
+            if excess > 0 and not self._blocks:
                 self._drop(min(excess, self._queued))
             self._prune()
 
@@ -285,12 +338,18 @@ class Backlog:
         return Burst(fresh)
 
     def _room(self) -> int:
-        """How many may be queued now under the policy "block"; waits until there is space."""
-        while self._blocking and self.waiting >= self._limit:
+        """How many may be queued now under the policy "block"; waits until there is space, and
+        lets go of the lock meanwhile."""
+        while not self._released and self.waiting >= self._limit:
             self.reader_waits = True
-            self.on_wait()
-            self._space.wait()
-        return self._limit - self.waiting if self._blocking else sys.maxsize
+            self.lock.release()
+            try:
+                self.on_wait()
+                self._wakes.get()
+            finally:
+                self.lock.acquire()
+        self.reader_waits = False
+        return sys.maxsize if self._released else self._limit - self.waiting
 
     def _queue(self, source: Source, burst: Burst, since: datetime, received: datetime) -> None:
         self._queued += len(burst)
@@ -464,7 +523,8 @@ class Backlog:
     def _one_is_done(self) -> None:
         self._undone -= 1
         if not self._undone:
-            self._quiet.notify_all()
+            if self._joining:
+                self._wakes.put(None)
             if self._ending:
                 self._ready.put(None)
 
@@ -567,7 +627,7 @@ class Backlog:
         """
         if self.reader_waits and self.waiting <= self._limit // 2:
             self.reader_waits = False
-            self._space.notify()
+            self._wakes.put(None)
 
     def done(self, task: Task, dispatched: int = 0) -> Task | None:
         """What :meth:`take` gave has been run.
@@ -624,10 +684,9 @@ class Backlog:
     # -- the end ---------------------------------------------------------------------------------
 
     def release_reader(self) -> None:
-        """Never let the reader wait for space again."""
-        with self.lock:
-            self._blocking, self._unbounded = False, self._blocking or self._unbounded
-            self._space.notify_all()
+        """Never let the reader wait for space again.  Takes no lock."""
+        self._released = True
+        self._wakes.put(None)
 
     def end(self) -> None:
         """No more will be put; :meth:`take` gives what is left and then None."""
@@ -637,25 +696,33 @@ class Backlog:
                 self._ready.put(None)
 
     def join(self, deadline: Callable[[], float | None]) -> bool:
-        """Wait until everything has been run.
+        """Wait until everything has been run.  For the reader's thread.
 
         :param deadline: gives a time of ``time.monotonic()``, or None for no limit; asked again
             after :meth:`hurry`.
         :returns: False when the time ran out.
         """
         with self.lock:
-            while self._undone:
-                by = deadline()
-                left = None if by is None else by - time.monotonic()
-                if left is not None and left <= 0:
-                    return False
-                self._quiet.wait(left)
-            return True
+            self._joining = True
+        while True:
+            with self.lock:
+                if not self._undone:
+                    return True
+            by = deadline()
+            left = None if by is None else by - time.monotonic()
+            if left is not None and left <= 0:
+                return False
+            with contextlib.suppress(Empty):
+                self._wakes.get(timeout=None if left is None else min(left, threading.TIMEOUT_MAX))
 
     def hurry(self) -> None:
-        """The deadline of :meth:`join` has changed."""
-        with self.lock:
-            self._quiet.notify_all()
+        """The deadline of :meth:`join` has changed.  Takes no lock."""
+        self._wakes.put(None)
+
+    def forget_held(self) -> None:
+        """In a forked child, whatever its other threads were at: workers hold nothing."""
+        for lane in tuple(self._busy):
+            deque(lane.held, maxlen=0)
 
     def give_up(self) -> int:
         """Throw away what waits, and return how many notifications that were."""

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from pgsignals._channels import CANARY
 from pgsignals._driver import Session
+from pgsignals._log import Log
 from pgsignals.database import Database, send
-from pgsignals.errors import ClosedError, ConnectionLostError
+from pgsignals.errors import ClosedError, ConnectionLostError, ConnectionStateError
+
+logger = Log("pgsignals.reactor")
 
 T = TypeVar("T")
 
@@ -31,6 +35,9 @@ class Control:
         self._database = database
         self._on_use = on_use
         self._lock = threading.Lock()
+        self._holder: int | None = None  # the thread that has the lock
+        self._posted: deque[list[tuple[str, str]]] = deque()
+        self._sending = threading.Lock()
         self._session: Session | None = None
         self._fresh = False  # nothing has been said on it yet
         self.notified = 0.0  # when the last notify() was done, as time.monotonic()
@@ -55,23 +62,58 @@ class Control:
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
         """The rows of *sql*; blocks and raises as :meth:`notify`."""
-        return self._run(lambda session: session.query(sql))
+        return self._run(lambda session: session.query_text(sql))
 
     def _run(self, statement: Callable[[Session], T]) -> T:
+        if self._holder == threading.get_ident():
+            raise ConnectionStateError(
+                f"connect= of {self._database.name} notifies through the reactor that waits for "
+                "its connection; notify on the new connection instead"
+            )
         with self._lock:
-            session = self._open_session()
-            self._asked = time.monotonic()
-            self._on_use()
+            self._holder = threading.get_ident()
             try:
-                if self._fresh and not session.shared:
-                    session.clear_search_path()
-                self._fresh = False
-                return statement(session)
-            except ConnectionLostError:
-                self._drop()
-                raise
+                return self._run_alone(statement)
             finally:
-                self._used, self._asked = time.monotonic(), None
+                self._holder = None
+
+    def _run_alone(self, statement: Callable[[Session], T]) -> T:
+        session = self._open_session()
+        self._asked = time.monotonic()
+        self._on_use()
+        try:
+            if self._fresh and not session.shared:
+                session.clear_search_path()
+            self._fresh = False
+            return statement(session)
+        except ConnectionLostError:
+            self._drop()
+            raise
+        finally:
+            self._used, self._asked = time.monotonic(), None
+            if self._closed:  # close() has not waited for us
+                self._drop()
+
+    def post(self, items: list[tuple[str, str]]) -> bool:
+        """Leave *items* to a thread beside, in their order; takes no lock and does not block.
+
+        :returns: whether such a thread is needed, to run :meth:`send_posted`.
+        """
+        self._posted.append(items)
+        return not self._sending.locked()
+
+    def send_posted(self) -> None:
+        """Notify what was posted.  Blocks."""
+        while self._posted and self._sending.acquire(blocking=False):
+            try:
+                while self._posted:
+                    self.notify(self._posted.popleft())
+            except Exception as exc:  # noqa: BLE001 - a user's connect= may be in it
+                kind = type(exc).__name__
+                message = "%s: what a finalizer or a signal handler notified is not sent (%s)"
+                logger.warning(message, self._database.name, kind)
+            finally:
+                self._sending.release()
 
     def canary(self) -> None:
         """Notify the probe channel; raises as :meth:`notify`."""
@@ -125,14 +167,19 @@ class Control:
             finally:
                 self._lock.release()
 
-    def close(self) -> None:
-        """Close it; a statement that still waits fails.  Hardly blocks."""
+    def begin_close(self) -> None:
+        """No statement begins any more, and one that waits for its answer fails."""
         self._closed = True
-        held = self._lock.acquire(timeout=0.5)
-        if not held:
+        if self._lock.locked():
             self.shutdown()
-            held = self._lock.acquire(timeout=0.5)
-        if held:  # else its holder connects, and closes
+
+    def close(self, by: float) -> None:
+        """Close it, after :meth:`begin_close`.
+
+        :param by: how long to wait for a thread that uses it, as ``time.monotonic()``.  One that
+            does not end by then, because it still connects, closes when it comes back.
+        """
+        if self._lock.acquire(timeout=max(0.0, by - time.monotonic())):
             try:
                 self._drop()
             finally:

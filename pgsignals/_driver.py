@@ -8,10 +8,13 @@ neighbours.  libpq's own calls, ``PQconsumeInput`` and ``PQnotifies``, do neithe
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
+import selectors
 import socket
 import sys
+import time
 import warnings
 import weakref
 from collections import deque
@@ -20,12 +23,13 @@ from itertools import islice, repeat
 from typing import Any, NamedTuple, TypeAlias
 
 import psycopg
-from psycopg import pq
+from psycopg import generators, pq
 from psycopg.conninfo import conninfo_to_dict
 
 from pgsignals import _conninfo
 from pgsignals._burst import Burst, make, named
 from pgsignals._channels import PROBE_CHANNEL
+from pgsignals._reentry import calls_out
 from pgsignals._statements import clear_search_path
 from pgsignals._types import Notification
 from pgsignals.errors import (
@@ -34,6 +38,7 @@ from pgsignals.errors import (
     ConnectionLostError,
     ConnectionStateError,
     EncodingError,
+    Error,
 )
 
 Connection: TypeAlias = psycopg.Connection[Any]
@@ -60,10 +65,13 @@ CHUNK = 200
 #: A read of fewer bytes has found the socket's end.
 SMALL = 4096
 
+# epoll and kqueue would need a file of their own for one look.
+_Poll: type[selectors.BaseSelector] = getattr(selectors, "PollSelector", selectors.SelectSelector)
+
 #: libpq's default is to wait for ever, psycopg's 130 seconds.
 CONNECT_TIMEOUT = 10
 
-#: How long a read waits for a thread that runs a statement on the same session, in seconds.
+#: How long an end waits for a thread that runs a statement on the same session, in seconds.
 _PATIENCE = 0.01
 
 _PROBE = PROBE_CHANNEL.encode()
@@ -83,6 +91,16 @@ _REFUSED = re.compile(
 
 #: What libpq refuses before it opens anything: see :func:`_resolved`.
 _REFUSED_AT_ONCE = {"sslmode": "none of them", "password": "none"}
+
+# Words of a message that may be a part of a connection string, or of a URL.
+_QUOTED_BACK = re.compile(r"""(?<=invalid port number: )\S+|[^\s'"]*(?:@|=|://)[^\s'"]*""")
+
+_UNRESOLVED = {
+    socket.EAI_AGAIN: "Temporary failure in name resolution",
+    socket.EAI_FAIL: "Non-recoverable failure in name resolution",
+    socket.EAI_NODATA: "No address associated with hostname",
+    socket.EAI_NONAME: "Name or service not known",
+}
 
 # Connections of the parent that a forked child must never finish, warn about or reuse.
 _orphans: list[Connection] = []
@@ -121,6 +139,26 @@ class _Names(dict[bytes, str]):
 _names_in: dict[str, _Names] = {}
 
 
+class _Collector:
+    """What libpq and psycopg call for a session.
+
+    Neither may hold it: a cycle would outlive ``close()``.
+    """
+
+    __slots__ = ("_session",)
+
+    def __init__(self, session: Session) -> None:
+        self._session = weakref.ref(session)
+
+    def __call__(self, notify: pq.PGnotify) -> None:
+        if (session := self._session()) is not None:
+            session._collect(notify)
+
+    def notice(self, diagnostic: psycopg.errors.Diagnostic) -> None:
+        if (session := self._session()) is not None:
+            session._notice(diagnostic)
+
+
 class Session:
     """One open connection and what arrives on it.
 
@@ -131,11 +169,11 @@ class Session:
     """
 
     __slots__ = (
-        *("__weakref__", "_arrived", "_canary_seen", "_client_encoding", "_fd", "_lock", "_names"),
-        *("_notice_handler", "_on_arrival", "_previous_handler", "_results"),
-        *("_submitted", "_watchful", "answers", "backend_id", "broken", "connection", "contended"),
-        *("ended", "farewell", "more", "name", "pgconn", "shared", "sqlstate"),
-        "unsent",
+        *("__weakref__", "_arrived", "_canary_seen", "_client_encoding", "_doomed", "_forgotten"),
+        *("_lock", "_names", "_notice_handler", "_on_arrival", "_previous_handler", "_results"),
+        *("_socket", "_spares", "_submitted", "_watchful", "answers", "attentive", "backend_id"),
+        *("broken", "connection", "contended", "ended", "farewell", "heard", "more", "name"),
+        *("pgconn", "shared", "sqlstate", "unsent"),
     )
 
     def __init__(self, connection: Connection, *, shared: bool = True) -> None:
@@ -143,6 +181,11 @@ class Session:
             raise ClosedError("the connection is closed; open a new one")
         self.connection = connection
         self.pgconn = connection.pgconn
+        if isinstance(self.pgconn.notify_handler, _Collector):
+            raise ConnectionStateError(
+                "the connection is in use by another Database of pgsignals, which would take what "
+                "arrives; close that one first, or open another connection"
+            )
         self.name = _place(connection.info.host, connection.info.port, connection.info.dbname)
         self.check_idle()
         self.backend_id = connection.info.backend_pid
@@ -156,30 +199,27 @@ class Session:
         self.answers: deque[list[Result]] = deque()
         self._arrived: deque[Notification] = deque()
         self._on_arrival: weakref.WeakMethod[Callable[[], None]] | None = None
-        self._fd = connection.fileno()
         self._lock = connection.lock
+        self._forgotten = False
+        self._doomed = False  # close() has not had the lock: whoever has it closes
+        self._socket = _identity(self.pgconn.socket)
+        self._spares: list[int] = []  # at most one, and whoever takes it out owns it
         self.shared = shared
+        if shared:
+            self._keep_spare()
         self._watchful = True  # the next read has more to do than to read
         self._names = _names_in.setdefault("utf-8", _Names("utf-8"))
         self._canary_seen = self._names.latest_canary
         self._client_encoding: bytes | None = None
         self._submitted = False
         self._results: list[Result] = []
+        self.attentive = False  # somebody waits for a sign of life, and each read notes it
+        self.heard = False  # when the last read began, the socket had something
         self._previous_handler = self.pgconn.notify_handler
-        # Neither libpq's connection nor psycopg's may hold us: a cycle would outlive close().
-        me = weakref.ref(self)
-
-        def collect(notify: pq.PGnotify) -> None:
-            if (session := me()) is not None:
-                session._collect(notify)
-
-        def notice(diagnostic: psycopg.errors.Diagnostic) -> None:
-            if (session := me()) is not None:
-                session._notice(diagnostic)
-
-        self.pgconn.notify_handler = collect
-        self._notice_handler = notice
-        connection.add_notice_handler(notice)
+        collector = _Collector(self)
+        self.pgconn.notify_handler = collector
+        self._notice_handler = collector.notice
+        connection.add_notice_handler(self._notice_handler)
 
     def check_idle(self) -> None:
         """Refuse a connection on which nothing would arrive.
@@ -210,6 +250,11 @@ class Session:
     def share(self) -> None:
         """Others may run statements on it from now on, such as SET client_encoding."""
         self.shared = self._watchful = True
+        if self._lock.acquire(timeout=_PATIENCE):  # else somebody runs one of ours, with a spare
+            try:
+                self._keep_spare()
+            finally:
+                self._lock.release()
 
     def deliver(self, arrived: deque[Notification], on_arrival: Callable[[], None]) -> None:
         """Say who gets what comes along with statements that run on the connection.
@@ -290,18 +335,31 @@ class Session:
         Never raises for a session that ends: :attr:`ended` tells, and the rest is added.
         """
         lock = self._lock
-        if not (lock.acquire(False) or lock.acquire(timeout=_PATIENCE)):
+        if not lock.acquire(False):
             self.contended = True  # a thread that runs a statement collects what arrives, and tells
             self._take_arrived(fresh)
             return
         self.contended = False
         try:
+            if self.attentive and not self.ended:
+                self.heard = self._is_readable()
             if self._arrived:
                 self._take_arrived(fresh)
             if not self.ended:
                 self._read(fresh, share, reads or READS)
         finally:
             lock.release()
+            if self._doomed:
+                self.close()
+
+    def _is_readable(self) -> bool:
+        """Whether a byte has come, or the end of the stream; with the lock held."""
+        try:
+            with _Poll() as poll:
+                poll.register(self.pgconn.socket, selectors.EVENT_READ)
+                return bool(poll.select(0))
+        except (psycopg.OperationalError, OSError, ValueError):  # libpq has closed it
+            return True
 
     def _take_arrived(self, fresh: list[Notification] | Burst) -> None:
         while self._arrived:
@@ -322,7 +380,7 @@ class Session:
             taken, much = self._take_notifies(fresh, room)
             if self._watchful:
                 if self.farewell:
-                    self.ended = True  # the server has said so; the end of the stream only follows
+                    self.leave()  # the server has said so; the end of the stream only follows
                 if self.ended:
                     break
                 # What followed an answer in the same packet is still in the buffer.
@@ -383,7 +441,8 @@ class Session:
         return taken, True
 
     def _end(self, exc: psycopg.Error) -> None:
-        self.ended = self._watchful = True
+        self._watchful = True
+        self.leave()
         self.sqlstate = self.sqlstate or exc.sqlstate
         self.farewell = self.farewell or _one_line(exc)
 
@@ -397,6 +456,10 @@ class Session:
         :raises ConnectionLostError: the session has ended.
         """
         lost = None
+        spare = None
+        if not self.shared:
+            with self._lock:
+                spare = self._keep_spare()
         try:
             cursor = psycopg.Cursor(self.connection, row_factory=psycopg.rows.tuple_row)
             cursor.execute(self._encode(sql), params, prepare=False)
@@ -408,11 +471,31 @@ class Session:
             while (notify := self.pgconn.notifies()) is not None:
                 self._collect(notify)
             lost = self.lost()
+        finally:
+            if spare is not None and not self.shared:
+                self._drop_spare()
+            if self._doomed:
+                self.close()
         raise lost  # outside the block: a chained psycopg error would carry the password
 
     def _encode(self, sql: str) -> bytes:
         self._follow_encoding()
-        return sql.encode(self._names.encoding)
+        return sql.encode(self._names.encoding, _BYTES_AS_TEXT)
+
+    def can_say(self, text: str) -> bool:
+        """Whether the client's encoding can hold *text*; a wrapped connection has its owner's."""
+        try:
+            self._encode(text)
+        except UnicodeEncodeError:
+            return False
+        return True
+
+    def query_text(self, sql: str) -> list[tuple[Any, ...]]:
+        """As :meth:`query`, with text as ``str`` also where SQL_ASCII is spoken."""
+        return [
+            tuple(self.text(value) if isinstance(value, bytes) else value for value in row)
+            for row in self.query(sql)
+        ]
 
     def text(self, value: str | bytes) -> str:
         """A value of :meth:`query` as text; psycopg leaves bytes where SQL_ASCII is spoken."""
@@ -459,6 +542,37 @@ class Session:
         else:
             self.flush()
 
+    def ask(self, sql: str, patience: float, begins: Callable[[], None]) -> bool:
+        """Put the answer to *sql* into :attr:`answers`, on a connection in others' hands: from
+        question to answer nobody else can use it.  Blocks.
+
+        :param patience: seconds to wait for a statement of others.
+        :param begins: called before *sql* is sent.
+        :returns: False, and nothing was sent, where a statement or a transaction of others goes on.
+
+        Never raises for a session that ends: :attr:`ended` tells.
+        """
+        if not self._lock.acquire(timeout=patience):
+            return False
+        try:
+            if self.ended or (self.pgconn.status != _BAD and not self._is_free()):
+                return self.ended
+            begins()
+            self.pgconn.send_query(self._encode(sql))
+            results = self.connection.wait(generators.execute(self.pgconn))
+            self.answers.append([self._result(result) for result in results])
+        except psycopg.Error as exc:
+            self._end(exc)
+        finally:
+            self._lock.release()
+            if self._doomed:
+                self.close()
+        return True
+
+    def _is_free(self) -> bool:
+        pipeline = self.pgconn.pipeline_status != pq.PipelineStatus.OFF
+        return not (self.in_transaction or pipeline)
+
     def flush(self) -> None:
         """Send what the socket did not take at once; :attr:`unsent` tells if there is more."""
         try:
@@ -499,44 +613,132 @@ class Session:
     # -- the end ---------------------------------------------------------------------------------
 
     def fileno(self) -> int:
-        """The socket's file number."""
-        return self._fd
+        """The socket's file number.
+
+        :raises ClosedError: there is none any more.
+        """
+        try:
+            return self.pgconn.socket
+        except psycopg.OperationalError:
+            pass
+        raise ClosedError(f"the session with {self.name} has ended; it has no socket any more")
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a thread runs a statement on it, or reads."""
+        return self._lock.locked()
+
+    # libpq closes the socket whenever it finds it broken, and the number is soon a stranger's.  So
+    # a number is asked of libpq under the lock, or is a spare, a duplicate that is ours.  A spare
+    # is only kept while somebody else can hold the lock for long: a manager may have thousands of
+    # sessions, and no process has so many file numbers to spare.
+
+    def _keep_spare(self) -> int | None:
+        """Have a duplicate of the socket from now on; called with the lock held."""
+        if self._spares or self.ended:
+            return None
+        try:
+            spare = os.dup(self.pgconn.socket)
+        except (psycopg.OperationalError, OSError):  # it has ended, or no number is left
+            return None
+        self._spares.append(spare)
+        return spare
+
+    def _drop_spare(self) -> None:
+        with contextlib.suppress(IndexError):
+            self._close_copy(self._spares.pop())
+
+    def _close_copy(self, number: int) -> None:
+        # In a forked child, which may have closed all that it inherited, a number of ours may be
+        # a stranger's, too.
+        with contextlib.suppress(OSError):
+            if _identity(number) == self._socket:
+                os.close(number)
+
+    def __del__(self) -> None:
+        # May run anywhere, so it takes no lock.
+        if hasattr(self, "_notice_handler") and not self.ended:
+            with contextlib.suppress(Exception):
+                self.release()  # its owner may have it still
+        if hasattr(self, "_spares"):
+            self._drop_spare()
 
     def shutdown(self) -> None:
         """Make every thread that waits on the socket wake up and find the session ended."""
-        with contextlib.suppress(OSError):
-            duplicate = socket.socket(fileno=os.dup(self._fd))
-            with duplicate:
+        if (number := self._own_number()) is not None:
+            with contextlib.suppress(OSError), socket.socket(fileno=number) as duplicate:
                 duplicate.shutdown(socket.SHUT_RDWR)
 
-    def close(self) -> None:
-        """End the session, from any thread; a statement that runs on it fails."""
+    def _own_number(self) -> int | None:
+        """A number of the socket that is the caller's to close, or None."""
+        for _ in range(100):  # who has the lock and no spare, only reads or makes one
+            if self._lock.acquire(blocking=False):
+                try:
+                    return os.dup(self.pgconn.socket)
+                except (psycopg.OperationalError, OSError):
+                    return None
+                finally:
+                    self._lock.release()
+            with contextlib.suppress(IndexError):
+                return self._spares.pop()
+            time.sleep(0.001)
+        return None
+
+    def leave(self) -> None:
+        """It has ended."""
+        self.ended = True
+        self._drop_spare()
+
+    def close(self, within: float = 1.0) -> None:
+        """End the session, from any thread; a statement that runs on it fails.
+
+        No thread may enter libpq while another one is inside.  Where that does not come out, such
+        as a suspended generator of psycopg's, the socket is shut down, so that the session has
+        ended for the server and for us; libpq's memory and file number are given back by our own
+        code when it comes out, or by the collector when nobody has the connection any more.
+
+        :param within: seconds to wait for such a thread, 0 if it may be the calling one.
+        """
         lock = self._lock
-        held = lock.acquire(timeout=_PATIENCE)
+        held = lock.acquire(timeout=min(_PATIENCE, within))
         if not held:
+            self._doomed = True
             self.shutdown()
-            held = lock.acquire(timeout=1.0)  # or its holder is a suspended generator of ours
+            held = lock.acquire(timeout=within)
+        self.leave()
+        if not held:
+            self.connection._pool = None  # as in forget()
+            return
         try:
-            self.ended = True
+            self._doomed = False
             self.connection.close()
             self.pgconn.finish()  # psycopg leaves a broken one to the garbage collector
         finally:
-            if held:
-                lock.release()
+            lock.release()
 
     def release(self) -> None:
         """Give a connection back to its owner as it was."""
-        self.ended = True
+        self.leave()
         self.pgconn.notify_handler = self._previous_handler
-        self.connection.remove_notice_handler(self._notice_handler)
+        with contextlib.suppress(ValueError):  # its owner has taken it away
+            self.connection.remove_notice_handler(self._notice_handler)
 
     def forget(self) -> None:
         """In a forked child: drop the socket without a word to the server."""
-        self.ended = True
+        if self._forgotten:
+            return
+        self.ended = self._forgotten = True
         _orphans.append(self.connection)
         self.connection._pool = None  # psycopg warns of open connections, save those of a pool
-        with contextlib.suppress(OSError):
-            os.close(self._fd)
+        self._drop_spare()
+        with contextlib.suppress(psycopg.OperationalError):
+            self._close_copy(self.pgconn.socket)
+
+
+def _identity(number: int) -> tuple[int, int]:
+    """What tells a socket from every other one, whatever numbers they have."""
+    status = os.fstat(number)
+    return status.st_dev, status.st_ino
 
 
 # -- opening -------------------------------------------------------------------------------------
@@ -566,31 +768,64 @@ def open_connection(
     raise ConnectError(f"{name}: {reason}")
 
 
-def call_connect(connect: Callable[[], object], name: str) -> Connection:
+@calls_out
+def call_connect(connect: Callable[[], object], name: str, *, logged: bool) -> Connection:
     """A fresh connection from the user's *connect*, made to speak UTF8.  Blocks.
 
+    What *connect* raises may hold a secret in its text, such as a token in a URL.
+
     :param name: of the database, for errors.
+    :param logged: whether the reason goes further than to the caller of our API.
+    :raises ConnectError: with a reason that is ours, libpq's or the system's.
     :raises TypeError: it returned something else.
     """
     try:
         connection = connect()
-    except psycopg.ProgrammingError:
-        reason = "the connection string cannot be read"  # which psycopg's message repeats
-    except (psycopg.OperationalError, OSError) as exc:
-        reason = _one_line(exc)
+    except (psycopg.OperationalError, psycopg.ProgrammingError, OSError, Error) as exc:
+        reason = _reason(exc, logged=logged)
     else:
         given = check_connection(connection, "connect returned")
-        if not given.closed:
+        if isinstance(given.pgconn.notify_handler, _Collector):
+            reason = "it returned a connection that is in use already, not a fresh one"
+        elif given.closed:
+            reason = "it returned a closed connection"
+        else:
             return _spoken(given)
-        reason = "it returned a closed connection"
     raise ConnectError(f"{name}: connect failed: {reason}")
+
+
+def _reason(exc: Exception, *, logged: bool) -> str:
+    """Why a user's *connect* has failed, without secrets."""
+    kind = type(exc).__name__
+    if isinstance(exc, psycopg.ProgrammingError):
+        return "the connection string cannot be read"  # which psycopg's message repeats
+    if isinstance(exc, Error):
+        return str(exc) if _raised_in(exc, "pgsignals") else kind
+    if isinstance(exc, psycopg.OperationalError):
+        words = not logged or _raised_in(exc, "psycopg")
+        return _one_line(_QUOTED_BACK.sub("***", str(exc))) if words else kind
+    number = exc.errno if isinstance(exc, OSError) else None
+    known = _UNRESOLVED.get(number or 0) if isinstance(exc, socket.gaierror) else None
+    if known is None and number is not None and number in errno.errorcode:
+        known = os.strerror(number)
+    return f"{kind}: {known}" if known else kind
+
+
+def _raised_in(exc: BaseException, package: str) -> bool:
+    """Whether *exc* was raised by *package*, not only with a type of it."""
+    trace = exc.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = trace.tb_frame.f_globals.get("__name__") if trace is not None else ""
+    return str(module).partition(".")[0] == package
 
 
 def open_like(connection: Connection) -> Connection:
     """Another connection to where *connection* leads, as the same user.  Blocks."""
     info = connection.info
     name = _place(info.host, info.port, info.dbname)
-    return open_connection(info.dsn, {"password": info.password or None}, name)
+    params = {"password": info.password or None, "client_encoding": "UTF8"}
+    return open_connection(info.dsn, params, name)
 
 
 def check_connection(connection: object, what: str) -> Connection:
@@ -771,8 +1006,8 @@ def needs_care(error: Exception) -> bool:
     return isinstance(error, ConnectError) and _REFUSED.search(str(error)) is not None
 
 
-def _one_line(exc: BaseException) -> str:
-    return "; ".join(line.strip() for line in str(exc).splitlines() if line.strip())
+def _one_line(told: object) -> str:
+    return "; ".join(line.strip() for line in str(told).splitlines() if line.strip())
 
 
 def _without_secrets(text: str, settings: Mapping[str, Any]) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
 
 from pgsignals.errors import ForkedError
 
@@ -18,23 +20,52 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_count)
 
 
-class Birth:
-    """Remembers the process in which it was made.  A counter is compared, not the pid: a pid
-    can come back in a grandchild, and asking for it is a system call."""
+class ForkLock:
+    """A reentrant lock that nobody holds in a forked child, whose other threads are gone: those of
+    the parent may have had it when it forked."""
 
-    __slots__ = ("_generation",)
+    __slots__ = ("_birth", "_lock")
+
+    def __init__(self) -> None:
+        self._birth, self._lock = Birth(), threading.RLock()
+
+    def __enter__(self) -> None:
+        if self._birth.elsewhere:
+            self._birth, self._lock = Birth(), threading.RLock()
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(RuntimeError):  # a finalizer has forked, and the lock is new
+            self._lock.release()
+
+
+class Birth:
+    """Remembers the process in which it was made.
+
+    By the process id, as a program that embeds Python, such as uWSGI, forks without running
+    Python's hooks; and by a counter that the hooks keep, as an id can come back in a grandchild.
+    """
+
+    __slots__ = ("_generation", "_pid")
 
     def __init__(self) -> None:
         self._generation = _generation
+        self._pid = os.getpid()
 
     @property
     def elsewhere(self) -> bool:
         """True in a forked child of the process in which this was made."""
+        return self._generation != _generation or self._pid != os.getpid()
+
+    @property
+    def known_elsewhere(self) -> bool:
+        """As :attr:`elsewhere`, as far as Python's hooks tell: to be asked for each notification,
+        where a system call would be dear."""
         return self._generation != _generation
 
     def check(self, what: str) -> None:
         """Raise :exc:`ForkedError` in a forked child; *what* names the object."""
-        if self._generation != _generation:
+        if self._generation != _generation or self._pid != os.getpid():
             raise ForkedError(
                 f"{what} belongs to the parent process; make a new one in the forked child"
             )

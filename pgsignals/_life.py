@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
+import os
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,17 +18,24 @@ from pgsignals._backlog import Backlog, Policy
 from pgsignals._driver import Session
 from pgsignals._fork import Birth
 from pgsignals._link import Link, Reason, Settings
+from pgsignals._log import Log
 from pgsignals._reader import Reader
+from pgsignals._reentry import calls_out, reentered
 from pgsignals._types import Gap
-from pgsignals._workers import Workers, current_worker, emit, own_session
+from pgsignals._workers import Workers, current_worker, emit, own_session, work_for, works_for
 from pgsignals.database import Database, send
-from pgsignals.errors import ClosedError, ConnectionLostError
+from pgsignals.errors import ClosedError, ConnectionLostError, ConnectionStateError
 from pgsignals.signals import Channels, OrderedSignal
 
-logger = logging.getLogger("pgsignals.reactor")
+logger = Log("pgsignals.reactor")
 
 #: How long a call waits for LISTENs that were asked for before it, in seconds.
 ACKNOWLEDGED_WITHIN = 10.0
+
+#: How long a stop waits, over all databases, for threads that use a connection to let go of it
+#: once it has been shut down, and then for the workers to end, in seconds.
+CLOSED_WITHIN = 1.0
+WORKERS_WITHIN = 1.0
 
 #: What a program that ends leaves a reactor to drain in, in seconds.
 AT_EXIT = 1.0
@@ -61,7 +71,12 @@ class Owner(Protocol):
 
 
 class Life:
-    """See the module.  A reactor begins another one with each start."""
+    """See the module.  A reactor begins another one with each start.
+
+    A finalizer, an OS signal handler or a logging handler may ask anything of it in the middle
+    of our own code: so whoever asks takes no lock, leaves word for the reader and wakes it, and
+    waits only if :func:`~pgsignals._reentry.reentered` allows it.
+    """
 
     def __init__(self, reactor: Owner, plan: Plan) -> None:
         self.reactor = reactor
@@ -75,20 +90,22 @@ class Life:
             plan.channels,
             reactor.any_channel,
             reactor.handler_failed,
+            home=self,
         )
         self.reader = Reader(self, plan.databases, self.backlog, plan.links, plan.idle)
         self.error: BaseException | None = None
         self.running = False
         self.over = False  # the sessions are closed; a new life may begin
         self._clean = True
-        self._deadline: float | None = None
+        self._deadlines: list[float] = []  # of all who have asked to stop; the earliest counts
         self._asked_to_stop = False
         self._birth = Birth()
         self._idle_waits = False
         self._borrowed: dict[Database, Session] = {}
-        self._served: list[Database] = []
-        self._when_over: list[Callable[[], None]] = []
-        self._over_lock = threading.Lock()
+        self._served: list[tuple[Database, _Service]] = []
+        self._when_over: deque[Callable[[], None]] = deque()
+        self._waits: dict[int, Life] = {}  # threads of ours, and the life whose end each waits for
+        self._claim = threading.Lock()  # on what follows from being born: whoever has it goes on
         self._begun = threading.Event()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._live, name=f"{name}-reader", daemon=True)
@@ -104,138 +121,156 @@ class Life:
         """See :meth:`Reactor.start`."""
         try:
             self._start()
+        except BaseException:  # KeyboardInterrupt, too: nothing of ours may stay behind
+            self.abandon()
+            raise
         finally:
             self._begun.set()
 
     def _start(self) -> None:
-        try:
-            for link in self.reader.links:
-                session = link.database.lend(_Service(self, link))
-                self._served.append(link.database)
-                if session is not None:
-                    self._borrowed[link.database] = session
-        except BaseException:
-            self._take_back()
-            self.over = True
-            self._done.set()
-            raise
+        for link in self.reader.links:
+            service = _Service(self, link)
+            self._served.append((link.database, service))
+            session = link.database.lend(service)
+            if session is not None:
+                self._borrowed[link.database] = session
         _living.add(self)
-        try:
-            self.workers.start()
-            self._thread.start()
-        except BaseException:  # no thread can be had, so nobody else would clean up
-            self.backlog.end()
-            self.reader.close()
-            self._take_back()
-            self.over = True
-            self._done.set()
-            raise
-        try:
-            error = self.reader.wait_started()
-        except BaseException:  # KeyboardInterrupt: nothing of ours may stay behind
-            self.abandon()
-            raise
+        self.workers.start()
+        self._thread.start()
+        error = self.reader.wait_started()
         if error is None and not self.reader.starting and not self.reader.stopping:
             self.running = True
-            return
-        self.abandon()
-        raise error or ClosedError("the reactor was stopped while it started")
+        else:
+            raise error or ClosedError("the reactor was stopped while it started")
 
     def abandon(self) -> None:
-        """Roll back a start."""
-        self._deadline = time.monotonic()
+        """Roll back a start, however far it has come."""
+        self._deadlines.append(time.monotonic())
         self.reader.stop()
+        if self._claim.acquire(blocking=False):  # the reader has not begun, and will not
+            self.reader.close(time.monotonic())
+            self._take_back()
+            self.backlog.end()
+            _living.discard(self)
+            self._be_over()
+        self._begun.set()
         self._done.wait()
 
     # -- stop ------------------------------------------------------------------------------------
 
     def ask_to_stop(self, deadline: float | None) -> None:
-        """Begin to stop, or shorten the time that a stop has."""
-        with self._over_lock:
-            if not self._asked_to_stop:
-                self._deadline = deadline
-            elif deadline is not None:
-                self._deadline = min(deadline, self._deadline or deadline)
-            self._asked_to_stop = True
+        """Begin to stop, or shorten the time that a stop has.  Takes no lock."""
+        if deadline is not None:
+            self._deadlines.append(deadline)
+        self._asked_to_stop = True
         self.reader.stop()
         self.backlog.hurry()
+
+    def _deadline(self) -> float | None:
+        return min(self._deadlines, default=None)
 
     def stop(self, deadline: float | None) -> bool:
         """See :meth:`Reactor.stop`."""
         self.ask_to_stop(deadline)
-        if not self.is_current:
-            self._done.wait()
+        self.join(None)
         return self._clean
 
     @property
     def is_current(self) -> bool:
         """Whether the calling thread is one of ours, which cannot wait for its own end."""
-        return (
-            threading.current_thread() is self._thread or current_worker(self.workers) is not None
-        )
+        return works_for() is self
 
     def join(self, seconds: float | None) -> bool:
-        """See :meth:`Reactor.join`."""
-        if self.is_current:
+        """See :meth:`Reactor.join`.  Returns at once where waiting would never end: in a thread
+        that this end waits for, perhaps by way of other reactors, and where :func:`reentered`."""
+        if self._done.is_set():
+            return True
+        here: Life | None = works_for()
+        if here is self or reentered():
             return self.over
-        return self._done.wait(None if seconds is None else min(seconds, threading.TIMEOUT_MAX))
+        within = None if seconds is None else min(seconds, threading.TIMEOUT_MAX)
+        if here is None:
+            return self._done.wait(within)
+        me = threading.get_ident()
+        here._waits[me] = self  # before the look, so that of two threads at least one sees it
+        try:
+            return self.over if self._waits_for(here) else self._done.wait(within)
+        finally:
+            del here._waits[me]
+
+    def _waits_for(self, other: Life) -> bool:
+        """Whether our end waits for the end of *other*, because a thread of ours does."""
+        seen: list[Life] = [self]
+        for life in seen:
+            for awaited in tuple(life._waits.values()):
+                if awaited is other:
+                    return True
+                if awaited not in seen:
+                    seen.append(awaited)
+        return False
 
     def when_over(self, call: Callable[[], None]) -> None:
         """Have *call* called at the end, or now."""
-        with self._over_lock:
-            self._when_over.append(call)
-            if not self._done.is_set():
-                return
-        call()
+        self._when_over.append(call)
+        if self._done.is_set():
+            self._call_when_over()
+
+    def _call_when_over(self) -> None:
+        with contextlib.suppress(IndexError):  # each is called once, by the reader or its asker
+            while True:
+                self._when_over.popleft()()
+
+    def _be_over(self) -> None:
+        self.running, self.over = False, True
+        self._done.set()
+        self._call_when_over()
 
     def forget(self) -> None:
         """In a forked child: drop the sockets without a word to the server."""
-        for link in self.reader.links:
-            link.control.forget()
-            if link.session is not None and not link.session.ended:
-                link.session.forget()
+        self.workers.forget()
+        self.reader.forget()
 
     # -- the reader's thread ---------------------------------------------------------------------
 
     def _live(self) -> None:
+        if not self._claim.acquire(blocking=False):
+            return  # its start has been given up
+        work_for(self)
         try:
-            self.reader.run(self._borrowed)
-        except BaseException as exc:
-            logger.critical("pgsignals itself has failed; the reactor stops", exc_info=True)
-            self.error = exc
-        if self.running and not self._asked_to_stop:
-            self.error = self.error or self.reader.error
-        self.reader.stopping = True
-        self.reader.settled()
-        try:
+            self._step(lambda: self.reader.run(self._borrowed))
+            if self.running and not self._asked_to_stop:
+                self.error = self.error or self.reader.error
+            self.reader.stopping = True
+            self.reader.settled()
             self._end()
-        except BaseException:
-            logger.critical("pgsignals itself has failed at its end", exc_info=True)
         finally:
-            self.running, self.over = False, True
-            with self._over_lock:
-                self._done.set()
-                calls = tuple(self._when_over)
-            for call in calls:
-                call()
+            self._be_over()
+
+    def _step(self, run: Callable[[], None]) -> None:
+        """Run a part of this life; what it raises is a bug of ours, and keeps nothing else from
+        being given back."""
+        try:
+            run()
+        except BaseException as exc:
+            logger.critical("bug in pgsignals: the reactor stops", exc_info=exc)
+            self.error = self.error or exc
 
     def _end(self) -> None:
         was_running = self.running
-        self.reader.finish(self._borrowed, lambda: self._deadline)
-        drained = self.backlog.join(lambda: self._deadline)
+        self._step(lambda: self.reader.finish(self._borrowed, self._deadline))
+        drained = self.backlog.join(self._deadline)
         if not drained:
             self._clean = False
             self._warn()
-        self.reader.close()
-        self._take_back()
+        self._step(lambda: self.reader.close(time.monotonic() + CLOSED_WITHIN))
+        self._step(self._take_back)
         self.running, self.over = False, True
         _living.discard(self)
         if was_running:
-            self._tell_stopped(drained)
+            self._step(lambda: self._tell_stopped(drained))
         self.backlog.end()
         if drained:
-            for worker in self.workers.threads:
-                worker.join(1.0)
+            self.workers.join(WORKERS_WITHIN)
 
     def _warn(self) -> None:
         stuck = ", ".join(self.workers.stuck) or "none"
@@ -258,8 +293,8 @@ class Life:
             tell()
 
     def _take_back(self) -> None:
-        for database in self._served:
-            database.take_back()
+        for database, service in self._served:
+            database.take_back(service)
 
     # -- what links tell (Events); on the reader's thread ----------------------------------------
 
@@ -309,6 +344,8 @@ class Life:
 
     def wait_settled(self, links: list[Link]) -> None:
         """Wait until what has been requested is acknowledged by *links*."""
+        if reentered():
+            return  # the reader sees to it
         # Under "block" the reader may wait for the very handler that calls: then nobody can
         # acknowledge anything before it returns.
         in_handler = current_worker(self.workers) is not None
@@ -318,8 +355,12 @@ class Life:
 
     def notify(self, database: Database, items: list[tuple[str, str]]) -> int:
         """See :meth:`Reactor.notify`."""
-        worker = current_worker(self.workers)
         link = self.link_of(database)
+        if reentered():  # nothing may block here, perhaps not even a transaction be touched
+            if items and link.control.post(items):
+                self.reader.spawn("notify", link.control.send_posted, lambda _: None)
+            return len(items)
+        worker = current_worker(self.workers)
         if worker is not None and (session := worker.open_transaction(database)) is not None:
             link.notifies_later = True
             return send(session, items)
@@ -337,9 +378,11 @@ class _Service:
     def notify(self, items: list[tuple[str, str]]) -> int:
         return self._life.notify(self._link.database, items)
 
+    @calls_out
     def listen(self, channels: tuple[str, ...]) -> None:
         self._life.reactor.listen(*channels, database=self._link.database)
 
+    @calls_out
     def unlisten(self, channels: tuple[str, ...]) -> None:
         self._life.reactor.unlisten(*channels, database=self._link.database)
 
@@ -347,6 +390,11 @@ class _Service:
         return list(self._link.channels)
 
     def own_session(self) -> Session:
+        if reentered():
+            raise ConnectionStateError(
+                "a statement of a finalizer that has interrupted one of the session of "
+                f"{self._link.database.name}; use a Database of its own"
+            )
         return own_session(self._life.workers, self._link.database, self._link.losses)
 
 
@@ -371,3 +419,13 @@ def _stop_all() -> None:
 
 
 atexit.register(_stop_all)
+
+
+def _take_from_child() -> None:
+    """A handler may have forked: what its thread would run next is the parent's."""
+    for life in tuple(_living):
+        life.backlog.forget_held()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_take_from_child)

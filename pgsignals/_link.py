@@ -15,22 +15,26 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Literal, Protocol, TypeAlias
 
-from pgsignals._backlog import Drops
+from pgsignals._backlog import Drops, Hold, Policy
 from pgsignals._backoff import Backoff
 from pgsignals._burst import Burst
 from pgsignals._channels import PROBE_CHANNEL, listen_sql
 from pgsignals._control import Control
 from pgsignals._driver import Result, Session, needs_care
+from pgsignals._log import Log
 from pgsignals._statements import (
     LISTENING,
+    PARTS,
     QUEUE_HOLDERS,
-    ROUND_TRIP,
     UNGUARD,
     WHO,
+    describe_holder,
     digest_of,
     guard,
+    round_trip,
 )
 from pgsignals._states import Event, Proof, State, after
 from pgsignals._types import DatabaseStatus, Gap, Notification
@@ -39,13 +43,14 @@ from pgsignals.database import Database
 from pgsignals.errors import (
     ConnectError,
     ConnectionLostError,
+    ConnectionStateError,
     Error,
     PoolerError,
     StandbyError,
     UnsupportedServerError,
 )
 
-logger = logging.getLogger("pgsignals.reactor")
+logger = Log("pgsignals.reactor")
 
 Reason: TypeAlias = Literal["ended", "silent", "deaf"]
 
@@ -58,11 +63,30 @@ CONNECT_LIMIT = 15.0
 #: Seconds for an attempt to connect, however rare the probes are.
 LONGEST_CONNECT = 600.0
 
+#: Threads of one kind that may hang for one database: a second one, as the first may do so
+#: alone; and how often to look whether one of another reactor's life has returned, in seconds.
+HANGING = 2
+LOOK_AT_HANGING = 1.0
+
 #: How soon to try again to send what a full socket did not take, in seconds.
 UNSENT = 0.02
 
 #: A round trip of the setup has this long where probing is off.
 SETUP_LIMIT = 15.0
+
+#: How long a statement of ours waits for one of others on a connection in their hands, and how
+#: soon it tries again after that, in seconds.
+OTHERS_PATIENCE = 1.0
+OTHERS_REST = 0.1
+
+#: SQLSTATEs with which a server refuses for good: no permission (42501), no such function, type,
+#: setting or syntax (42883, 42704, 42P01, 42601 ...), no such feature (0A000).
+FOR_GOOD = ("42", "0A")
+
+#: What each part of a round trip is for.
+DOES = dict(
+    zip(PARTS, ("watching the queue", "seeing a standby", "seeing lost registrations"), strict=True)
+)
 
 #: What is read at once, see :data:`pgsignals._driver.READS`: more than by a manager, as each
 #: hand-over to another thread costs as much as dozens of notifications.
@@ -92,7 +116,7 @@ class Settings:
     probe_interval: float | None
     probe_timeout: float
     max_backlog: int
-    blocks: bool
+    overflow: Policy
 
 
 class Events(Protocol):
@@ -127,6 +151,19 @@ class Care(Protocol):
     def settled(self) -> None: ...
 
 
+@dataclass(eq=False)
+class _Question:
+    """A statement of ours, sent or still to be sent."""
+
+    sql: str
+    then: Callable[[list[Result]], None]
+    """Is given the answer."""
+    refused: Callable[[Result], None] | None
+    """Is given an error for good; None to give the session up, as for any other error."""
+    share: float
+    """Of the time that a server has for an answer."""
+
+
 class Link:
     """One database under a reader's care; the reader's thread runs its methods.
 
@@ -151,9 +188,11 @@ class Link:
         self.probe_seconds: float | None = None
         self.queue_usage: float | None = None
         self.last_error: str | None = None
+        self.dropped_early: Drops | None = None  # before what was drained last
         self.notifies_later = False  # a handler has, in a transaction whose commit nobody sees
         self._reader = reader
         self._settings = settings
+        self._told_hanging: set[str] = set()
         self._backoff = Backoff(*settings.backoff)
         self._attempt = 0
         self._sessions = 0
@@ -163,11 +202,23 @@ class Link:
         self._proof = Proof(now_utc())
         self.proven_since = self._proof.since  # what was committed before has been delivered
         self._missed_since: datetime | None = None
-        self._held = Burst()
+        self._held = Hold(settings.max_backlog, settings.overflow)
         self._collected: deque[Notification] = deque()
-        self._then: Callable[[list[Result]], None] | None = None
-        self._answer_by: float | None = None
+        self._question: _Question | None = None  # its answer, or its turn, is awaited
+        self._answer_by: float | None = None  # None before it has been sent
         self._asked = 0.0  # when, as time.monotonic()
+        self._lives = False  # something has come since it was sent
+        self._lag_at: float | None = None  # when to find out whether the session lags
+        self._cannot_tell = False  # as no canary could be sent, which a server said at once
+        self._again_at: float | None = None  # when to try to send it again
+        self._in_others_hands: float | None = None  # since when it waits for others' statements
+        self._told_of_others = False
+        self._parts: frozenset[str] = frozenset(PARTS)  # what the server lets us probe
+        self._refused: dict[str, str] = {}  # what it does not, and why
+        self._told_refused: frozenset[str] = frozenset()
+        self._unspeakable: set[str] = set()  # channels that the client's encoding cannot hold
+        self._canary_shown = False  # it has come, while the next statement was under way
+        self._canary_trouble: str | None = None  # the last one that was told
         self._fetched = 0.0  # what had been committed by then has been delivered
         self._behind_pooler = False
         self._reason: Reason = "ended"
@@ -177,6 +228,7 @@ class Link:
         self._canary_rests = 0.0  # no other one before that, as its login was refused
         self._canary_asked: float | None = None  # when, while one is on its way
         self._canary_by: float | None = None  # it has been committed and should arrive by then
+        self._committed = 0.0  # when that was
         self._doubted = False  # it has not: the next round trip decides between deaf and silent
 
     # -- as a member of the manager --------------------------------------------------------------
@@ -196,6 +248,10 @@ class Link:
     def handed_out(self) -> bool:
         return self.session is not None and self.session.shared
 
+    @property
+    def contended(self) -> bool:
+        return self.session is not None and self.session.contended
+
     def add_watcher(self, watcher: object) -> None:
         """Nothing arrives but through the socket, which only the reader touches."""
 
@@ -204,13 +260,24 @@ class Link:
 
     def drain(self) -> Burst:
         """What the socket has for users."""
+        try:
+            return self._drain()
+        except Exception as exc:  # noqa: BLE001 - a bug of ours costs this session alone
+            self._misfortune(exc)
+            return Burst()
+
+    def _drain(self) -> Burst:
         session = self.session
         if session is None:
             return Burst()
         self.proven_since = self._proof.since  # before what this read may prove
+        session.attentive = self._answer_by is not None
         # At the end, all that is there.
         burst = Burst()
         session.read_into(burst, sys.maxsize if self._reader.stopping else SHARE, READS)
+        if self._answer_by is not None and (burst or session.heard):
+            self._note_life(time.monotonic())
+        session.heard = False
         if session.may_have_canary() and PROBE_CHANNEL in burst.channels:
             self._reader.disturbed = True
             burst = Burst(one for one in burst if one.channel != PROBE_CHANNEL)
@@ -220,11 +287,14 @@ class Link:
             self._answered(session.answers.popleft())
         if self.state is State.SYNCING:
             self._reader.disturbed = True
-            self._hold(burst)
+            self._held.put(burst, self.proven_since, now_utc())
             return Burst()
         if self._held:
-            self._held += burst
-            burst, self._held = self._held, Burst()
+            received = self._held.received
+            held, self.dropped_early = self._held.take(self.proven_since, now_utc())
+            self.received += received - len(held)  # the rest is counted when it is queued
+            held += burst
+            return held
         return burst
 
     def _collected_more(self) -> None:
@@ -233,14 +303,6 @@ class Link:
 
     def _control_used(self) -> None:
         self._reader.look_by(time.monotonic() + self._settings.probe_timeout)
-
-    def _hold(self, burst: Burst) -> None:
-        """Keep what arrives before ``connected`` and ``gap`` have been told.  Too much of it
-        ends the session, as a backlog could not tell of drops before ``connected`` either."""
-        self._held += burst
-        if len(self._held) > self._settings.max_backlog:
-            self._held = Burst()
-            self.fail("ended", "more arrived during LISTEN than max_backlog allows")
 
     # -- as a source of the backlog --------------------------------------------------------------
 
@@ -257,8 +319,82 @@ class Link:
         """Change the state."""
         self.state = after(self.state, event)
 
+    def guarded(self, run: Callable[[], None]) -> None:
+        """Run a step of this link; what it raises costs this link's session, and no other link."""
+        try:
+            run()
+        except Exception as exc:  # noqa: BLE001 - see above
+            self._misfortune(exc)
+
+    def _command(self, run: Callable[[], None]) -> None:
+        self._reader.command(lambda: self.guarded(run))
+
+    def _spawn(
+        self, what: str, run: Callable[[], None], failed: Callable[[Exception], None]
+    ) -> None:
+        """Run what may hang for ever in a user's ``connect=`` on a thread beside the reader."""
+        self._told_hanging.discard(what)
+        errands, this = self.database.errands.setdefault(what, set()), object()
+        errands.add(this)
+
+        def errand() -> None:
+            try:
+                run()
+            finally:
+                errands.discard(this)
+                self._reader.command(lambda: None)  # another one may wait for us
+
+        def none(error: Exception) -> None:
+            errands.discard(this)
+            self.guarded(lambda: failed(error))
+
+        self._reader.spawn(what, errand, none)
+
+    def _hang(self, what: str) -> bool:
+        """Whether so many threads of a kind hang that another one would only join them; says so
+        once."""
+        if len(self.database.errands.get(what, ())) < HANGING:
+            return False
+        if what not in self._told_hanging:
+            self._told_hanging.add(what)
+            self.last_error = (
+                f"{HANGING} threads hang in connect= or in libpq ({what}); "
+                "no other one is started until one of them returns"
+            )
+            logger.warning("%s: %s", self.database.name, self.last_error)
+        return True
+
+    def _misfortune(self, error: Exception) -> None:
+        """A step of ours has raised: give the session up, and begin with another one."""
+        self.last_error = f"bug in pgsignals: {type(error).__name__}"
+        logger.critical("%s: %s", self.database.name, self.last_error, exc_info=error)
+        if self._reader.starting or self.database.wrapped:
+            self.error = self.error or error
+        if self.session is not None and not self.session.ended:
+            self.fail("ended", self.last_error)
+            self.session.leave()
+            self._reader.look_at(self)  # ended() follows
+        elif self.state is not State.STOPPED and self.error is None:
+            self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """Where :meth:`ended` or an attempt has raised, and nothing else would follow."""
+        session, self.session = self.session, None
+        if session is not None:
+            session.close()
+        if self.state is State.LISTENING:
+            self._missed_since = self._missed_since or self._proof.since
+            self._reader.events.lost(self, "ended", ConnectionLostError(self.last_error or ""))
+        self.state = State.WAITING
+        self._attempt += 1
+        self._expect_nothing()
+        self._retry_later(self.last_error or "")
+
     def connect(self) -> None:
         """Begin an attempt, on a thread of its own."""
+        if self._reader.starting and self._hang("connect"):
+            self.refused(ConnectError(self.last_error or ""))
+            return
         self._attempt += 1
         limit = self._connect_limit
         self.connect_by = time.monotonic() + limit
@@ -271,9 +407,9 @@ class Link:
                 session = self.database.new_session(limit)
             except Exception as exc:  # noqa: BLE001 - whatever a user's connect= raises
                 error = exc
-            self._reader.command(lambda: self.opened(attempt, session, error))
+            self._command(lambda: self.opened(attempt, session, error))
 
-        self._reader.spawn("connect", run, lambda exc: self.opened(attempt, None, exc))
+        self._spawn("connect", run, lambda exc: self.opened(attempt, None, exc))
 
     @property
     def _connect_limit(self) -> float:
@@ -303,24 +439,29 @@ class Link:
         self.happen(Event.OPENED)
         self.session = session
         session.deliver(self._collected, self._collected_more)
-        self._active, self._foreign, self._held = set(), set(), Burst()
+        self._active, self._foreign = set(), set()
+        self._held = Hold(self._settings.max_backlog, self._settings.overflow)
+        self._parts, self._refused = frozenset(PARTS), {}
+        self._unspeakable = set()
         self._expect_nothing()
         self._canary_seen = self._canary_rests = 0.0
         self._reason, self._why = "ended", None
         self._behind_pooler = False
         self._reader.watch(self)
-        self._submit(WHO, self._set_up)
+        self._submit(WHO, self._set_up, refused=self._set_up_blindly)
 
     def _expect_nothing(self) -> None:
         """No answer and no canary is on its way on this session."""
-        self._then = self._answer_by = self._probe_at = None
+        self._question = self._answer_by = self._again_at = self._probe_at = None
+        self._in_others_hands, self._told_of_others = None, False
+        self._canary_shown = False
         self._canary_asked, self._canary_by, self._doubted = None, None, False
 
     def refused(self, error: Exception) -> None:
         """An attempt has failed."""
         self._attempt += 1  # what is still on its way is not wanted any more
         self.happen(Event.REFUSED)
-        # What a user's connect= raises may hold a secret in its text.
+        # What a user's connect= raises may hold a secret in its text: ours do not.
         ours = isinstance(error, Error)
         self.last_error = str(error) if ours else f"connect= raised {type(error).__name__}"
         if self._reader.starting or self.database.wrapped:
@@ -382,37 +523,155 @@ class Link:
 
     # -- setting up: who answers, guards, LISTEN, canary -----------------------------------------
 
-    def _submit(self, sql: str, then: Callable[[list[Result]], None], share: float = 1.0) -> None:
-        if self.session is None:
+    def _submit(
+        self,
+        sql: str,
+        then: Callable[[list[Result]], None],
+        *,
+        refused: Callable[[Result], None] | None = None,
+        share: float = 1.0,
+    ) -> None:
+        self._question = _Question(sql, then, refused, share)
+        self._send(self._question)
+
+    def _send(self, question: _Question) -> None:
+        session = self.session
+        if session is None:
             return
-        self._then = then
+        self._again_at = None
         self._asked = time.monotonic()
+        if session.shared:
+            self._ask_beside(session, question)
+        else:
+            self._await_answer(self._asked)
+            session.submit(question.sql)
+            self._check_sent(session)
+
+    def _await_answer(self, now: float) -> None:
+        self._asked = now
+        self._answer_by = now + self._answer_limit
+        self._lag_at = now + self._answer_limit / 2
+        self._lives = self._cannot_tell = False
+
+    @property
+    def _answer_limit(self) -> float:
+        """How long a server may be silent while an answer is awaited."""
         limit = self._settings.probe_timeout if self._settings.probe_interval else SETUP_LIMIT
-        self._answer_by = self._asked + limit * share
-        self.session.submit(sql)
-        self._check_sent(self.session)
+        return limit * (self._question.share if self._question else 1.0)
+
+    def _note_life(self, now: float) -> None:
+        """Something has come while an answer is awaited, which may stand behind a flood.
+
+        Or it never comes, as what we send does not get there.  A canary tells: one that is on its
+        way for long shows that the session lags; one that arrives promptly, that it does not.
+        """
+        self._lives = True
+        limit = self._answer_limit
+        by = self._answer_by or 0.0
+        if self._may_lag:
+            self._answer_by = now + limit
+        elif self._lag_at is not None:  # not known yet
+            self._answer_by = max(by, now + limit / 2)
+
+    @property
+    def _may_lag(self) -> bool:
+        """Whether an answer may be late because of what stands before it."""
+        if self.state is not State.LISTENING or self._settings.probe_interval is None:
+            return True
+        return self._canary_travels or self._cannot_tell
+
+    @property
+    def _canary_travels(self) -> bool:
+        """Whether one has been committed, and has not arrived."""
+        return self._canary_by is not None or self._doubted
+
+    def _ask_beside(self, session: Session, question: _Question) -> None:
+        """Ask on a connection in others' hands, with a thread that waits until it is free."""
+
+        def is_asked() -> bool:
+            return self.session is session and self._question is question
+
+        def sends(now: float) -> None:
+            if is_asked():
+                self._await_answer(now)
+
+        def asked(sent: bool) -> None:
+            if not is_asked():
+                return
+            if sent:
+                self._in_others_hands, self._told_of_others = None, False
+                self._reader.look_at(self)
+            else:
+                self._wait_for_others(time.monotonic())
+
+        def begins() -> None:
+            self._command(partial(sends, time.monotonic()))
+
+        def run() -> None:
+            done = False
+            try:
+                done = session.ask(question.sql, OTHERS_PATIENCE, begins)
+            except Exception as exc:  # noqa: BLE001 - of ours, and to be told on the reader
+                error = exc
+                self._command(lambda: self._misfortune(error))
+            self._command(lambda: asked(done))
+
+        self._spawn("statement", run, lambda _: asked(False))
+
+    def _wait_for_others(self, now: float) -> None:
+        """Others run a statement, or are in a transaction: nothing can be asked, and nothing
+        arrives until that has ended."""
+        since = self._in_others_hands = self._in_others_hands or self._asked
+        self._again_at = now + OTHERS_REST
+        if now - since < self._connect_limit or self._told_of_others:
+            return
+        self._told_of_others = True
+        self.last_error = (
+            f"the connection has been in use for {now - since:.0f} s by a statement or a "
+            "transaction of its owner, and nothing arrives meanwhile"
+        )
+        logger.warning("%s: %s", self.database.name, self.last_error)
+        if self._reader.starting:
+            self.error = ConnectionStateError(f"{self.database.name}: {self.last_error}")
 
     def _check_sent(self, session: Session) -> None:
         if session.broken:  # libpq has closed the socket, which will not become readable any more
             self._reader.look_at(self)
 
     def _answered(self, results: list[Result]) -> None:
-        then, self._then, self._answer_by = self._then, None, None
+        question, self._question, self._answer_by = self._question, None, None
         self._fetched = self._asked
+        if question is None:
+            return
         refused = next((result for result in results if result.sqlstate), None)
-        if refused is not None:
+        if refused is None:
+            question.then(results)
+        elif question.refused is not None and (refused.sqlstate or "").startswith(FOR_GOOD):
+            question.refused(refused)
+        else:
             self._refuse(refused)
-        elif then is not None:
-            then(results)
 
     def _refuse(self, result: Result) -> None:
         """The server refuses a statement of ours."""
         text = f"{result.message} ({result.sqlstate})"
-        if result.sqlstate == "25006":
-            self.error = self.error or self._standby()
-        elif self._reader.starting:
-            self.error = self.error or ConnectError(f"{self.database.name}: {text}")
+        if self._reader.starting:
+            standby = result.sqlstate == "25006"
+            error = self._standby() if standby else ConnectError(f"{self.database.name}: {text}")
+            self.error = self.error or error
         self.fail("ended", text)
+
+    def _do_without(self, what: str, result: Result) -> None:
+        """The server refuses something that we can do without."""
+        self._refused[what] = f"{result.message} ({result.sqlstate})"
+
+    def _tell_refused(self) -> None:
+        """Say once what the server refuses."""
+        if self._refused:
+            text = "; ".join(f"{what}: {why}" for what, why in self._refused.items())
+            self.last_error = f"goes on without what the server refuses: {text}"
+            if self._refused.keys() != self._told_refused:
+                logger.warning("%s: %s", self.database.name, self.last_error)
+        self._told_refused = frozenset(self._refused)
 
     def _standby(self) -> StandbyError:
         return StandbyError(
@@ -438,8 +697,16 @@ class Link:
             self.fail("ended", "the server is a standby")
         elif self.session is not None and 0 < self.session.pgconn.server_version < OLDEST_SERVER:
             self._refuse_old(self.session)
-        elif self.lent:
-            self._submit(LISTENING, self._note_kept)
+        else:
+            self._note_owner()
+
+    def _set_up_blindly(self, result: Result) -> None:
+        self._do_without("asking whether a pooler or a standby answers", result)
+        self._note_owner()
+
+    def _note_owner(self) -> None:
+        if self.lent:
+            self._submit(LISTENING, self._note_kept, refused=self._note_nothing)
         else:
             self._guard()
 
@@ -449,22 +716,85 @@ class Link:
         self.lent = False
         self._guard()
 
+    def _note_nothing(self, result: Result) -> None:
+        self._do_without("asking what the session listens to", result)
+        self.lent = False
+        self._guard()
+
     def _guard(self) -> None:
         if self._behind_pooler:  # a SET would outlive us there, on somebody else's session
+            self._try_probe()
+            return
+        # Under "block" we may not read for long, and lose nothing.
+        patient = self._settings.overflow == "block"
+        alone = not (self._borrowed or self.handed_out)
+        settings = guard(patient=patient, alone=alone)
+
+        def guard_one_by_one(_: Result) -> None:
+            self._guard_by(deque(guard(patient=patient, alone=alone).split("; ")))
+
+        self._submit(settings, lambda _: self._try_probe(), refused=guard_one_by_one)
+
+    def _guard_by(self, settings: deque[str]) -> None:
+        """Set what the server knows of *settings*, one statement each."""
+        if not settings:
+            self._try_probe()
+            return
+        setting = settings.popleft()
+
+        def refused(result: Result) -> None:
+            self._do_without(setting, result)
+            self._guard_by(settings)
+
+        self._submit(setting, lambda _: self._guard_by(settings), refused=refused)
+
+    def _try_probe(self) -> None:
+        """See what the server lets us probe, before anything is promised."""
+        if self._settings.probe_interval is None:
             self._begin_listening()
         else:
-            # Under "block" we may not read for long, and lose nothing.
-            alone = not (self._borrowed or self.handed_out)
-            settings = guard(patient=self._settings.blocks, alone=alone)
-            self._submit(settings, lambda _: self._begin_listening())
+            self._probe(lambda _: self._begin_listening())
+
+    def _probe(self, then: Callable[[list[Result]], None], share: float = 1.0) -> None:
+        """Make a round trip of the parts that the server lets us ask for."""
+
+        def refused(_: Result) -> None:
+            self._probe_by(deque(sorted(self._parts)), frozenset(), then)
+
+        self._submit(round_trip(self._parts), then, refused=refused, share=share)
+
+    def _probe_by(
+        self,
+        untried: deque[str],
+        parts: frozenset[str],
+        then: Callable[[list[Result]], None],
+    ) -> None:
+        """Find out which parts the server refuses, and go on without them."""
+        if not untried:
+            self._parts = parts
+            self._tell_refused()
+            self._submit(round_trip(parts), then)
+            return
+        part = untried.popleft()
+
+        def refused(result: Result) -> None:
+            self._do_without(DOES[part], result)
+            self._probe_by(untried, parts, then)
+
+        def taken(_: list[Result]) -> None:
+            self._probe_by(untried, parts | {part}, then)
+
+        self._submit(round_trip({part}), taken, refused=refused)
 
     def _begin_listening(self) -> None:
         # Before the LISTEN, not after: a commit between the two would be missed by nobody's fault.
         self._proof = Proof(now_utc())
+        self._tell_refused()
         self.reconcile()
 
     def _target(self) -> set[str]:
-        return {*self._reader.events.wanted(self), *self.kept, PROBE_CHANNEL}
+        target = {*self._reader.events.wanted(self), *self.kept, PROBE_CHANNEL}
+        return target - self._unspeakable if self._unspeakable else target
 
     @property
     def channels(self) -> tuple[str, ...]:
@@ -477,10 +807,10 @@ class Link:
         if self.state not in (State.SYNCING, State.LISTENING) or self.closed:
             self.settle()
             return
-        if self._then is not None:
+        if self._question is not None:
             return  # its answer comes back here
         target = self._target()
-        listen = sorted(target - self._active)[:LISTENS_AT_ONCE]
+        listen = self._speakable(sorted(target - self._active)[:LISTENS_AT_ONCE])
         unlisten = sorted(self._active - target)[:LISTENS_AT_ONCE]
         if listen or unlisten:
             self._submit(listen_sql(listen, unlisten), lambda _: self._listened(listen, unlisten))
@@ -489,19 +819,36 @@ class Link:
         else:
             self.settle()
 
+    def _speakable(self, channels: list[str]) -> list[str]:
+        """Those of *channels* that the connection can name; its owner may have set its encoding."""
+        session = self.session
+        if session is None or session.can_say("".join(channels)):
+            return channels
+        lost = {channel for channel in channels if not session.can_say(channel)}
+        self._unspeakable |= lost
+        self.last_error = (
+            f"channels that client_encoding cannot hold are not listened to: {sorted(lost)}; "
+            "SET client_encoding TO 'UTF8' on the wrapped connection"
+        )
+        logger.warning("%s: %s", self.database.name, self.last_error)
+        return [channel for channel in channels if channel not in lost]
+
     def _listened(self, listen: list[str], unlisten: list[str]) -> None:
         self._active.update(listen)
         self._active.difference_update(unlisten)
+        self._canary_shown = False  # it has shown nothing of these
         self.reconcile()
 
     def settle(self) -> None:
         """Everything that has been requested so far is acknowledged, or cannot be now."""
-        if self._then is None or self.closed:
+        if self._question is None or self.closed:
             self.settled = self._reader.requests_seen
             self._reader.settled()
 
     def _listening_holds(self) -> None:
-        if self._settings.probe_interval is None and not self._behind_pooler:
+        if self._canary_shown or (
+            self._settings.probe_interval is None and not self._behind_pooler
+        ):
             self._synced()
         elif self._canary_asked is None:
             self._send_canary()
@@ -551,7 +898,8 @@ class Link:
         :param looked: when the sockets were last read; only what was due by then is late, as the
             reader itself may have been stopped for a while.
         """
-        if self.state is State.WAITING and self.error is None and now >= self.retry_at:
+        due = self.state is State.WAITING and self.error is None and now >= self.retry_at
+        if due and not self._hang("connect"):
             self.happen(Event.DUE)
             self.connect()
         elif self.state is State.CONNECTING and now >= self.connect_by:
@@ -560,22 +908,30 @@ class Link:
         if self.session is not None and self.session.unsent:
             self.session.flush()
             self._check_sent(self.session)
+        self.send_again(now)
         if self._answer_by is not None and looked >= self._answer_by:
             self._answer_by = None
             self.fail("silent", "the server has not answered in time")
+        if self._lag_due <= now:
+            self._lag_at = None
+            if now < self._canary_rests:
+                self._cannot_tell = True
+            elif self._canary_asked is None:
+                self._send_canary()
         if self._canary_unsent_at <= now:
             late = TimeoutError("it could not be sent in time")
             self._canary_sent(self.session, self._canary_asked or 0.0, late)
         if self._canary_by is not None and looked >= self._canary_by:
             self._canary_by, self._doubted = None, True
-        if self._doubted and self._then is None:
+        if self._doubted and self._question is None:
             self._doubted = False
-            self._submit(ROUND_TRIP, self._heard_nothing, 0.5)  # the canary had the other half
-        if self._probe_at is not None and now >= self._probe_at and self._then is None:
+            self._probe(self._heard_nothing, 0.5)  # the canary had the other half
+        if self._probe_at is not None and now >= self._probe_at and self._question is None:
             self._probe_at = None
             self._proof.sent(now_utc())
-            self._submit(ROUND_TRIP, self._probed)
-        if self.state is State.LISTENING and self._canary_asked is None and now >= self._canary_at:
+            self._probe(self._probed)
+        due = self.state is State.LISTENING and self._canary_asked is None
+        if due and now >= self._canary_at and not self._hang("canary"):
             self._send_canary()
         if self.control.silent_for(now) >= self._settings.probe_timeout:
             self.control.shutdown()
@@ -583,39 +939,56 @@ class Link:
         if expires is not None and now >= expires:
             self.control.close_unused(now)
 
+    @property
+    def _lag_due(self) -> float:
+        """When to send a canary, as an answer does not come though something does."""
+        late = self._lives and self._answer_by is not None and not self._may_lag
+        return self._lag_at if late and self._lag_at is not None else float("inf")
+
+    def send_again(self, now: float) -> None:
+        """Try again to send what has to wait for a statement of others."""
+        if self._question is not None and self._again_at is not None and now >= self._again_at:
+            self._send(self._question)
+
     def next_tick(self, now: float) -> float:
         """When :meth:`tick` has something to do, as ``time.monotonic()``."""
-        due = [now + 3600.0, self._canary_unsent_at]
+        due = [now + 3600.0, self._canary_unsent_at, self._lag_due]
         if self.state is State.WAITING and self.error is None:
-            due.append(self.retry_at)
+            due.append(self._no_sooner("connect", now, self.retry_at))
         if self.state is State.CONNECTING:
             due.append(self.connect_by)
         if self.session is not None and self.session.unsent:
             due.append(now + UNSENT)
         if self.state is State.LISTENING and self._canary_asked is None:
-            due.append(self._canary_at)
-        if self._then is None:
+            due.append(self._no_sooner("canary", now, self._canary_at))
+        if self._question is None:
             due += [] if self._probe_at is None else [self._probe_at]
-        due += [at for at in (self._answer_by, self._canary_by) if at is not None]
+        later = (self._answer_by, self._canary_by, self._again_at)
+        due += [at for at in later if at is not None]
         if (expires := self.control.expires()) is not None:
             silent = self.control.silent_for(now)
             due.append(now + self._settings.probe_timeout - silent if silent else expires)
         return max(min(due), now + 0.001)
 
+    def _no_sooner(self, what: str, now: float, at: float) -> float:
+        """*at*, or a while later where threads hang, of which one may return unheard."""
+        hang = len(self.database.errands.get(what, ())) >= HANGING
+        return max(at, now + LOOK_AT_HANGING) if hang else at
+
     def _probed(self, results: list[Result]) -> None:
         now = time.monotonic()
         usage, in_recovery, digest = results[0].rows[0]
         self.probe_seconds = now - self._asked
-        self._watch_queue(float(usage))
+        self._probe_at = now + (self._settings.probe_interval or 0.0) - self.probe_seconds
+        if usage:
+            self._watch_queue(float(usage))
         if in_recovery == "t":
             self.fail("ended", "the server has become a standby")
-            return
-        self._proof.answered()
-        self._probe_at = now + (self._settings.probe_interval or 0.0) - self.probe_seconds
-        if int(digest) == digest_of(self._active | self._foreign):
-            self.reconcile()
+        elif digest and digest != digest_of(self._active | self._foreign):
+            self._submit(LISTENING, self._mend, refused=lambda _: self._mend([]))
         else:
-            self._submit(LISTENING, self._mend)
+            self._proof.answered()
+            self.reconcile()
 
     def _watch_queue(self, usage: float) -> None:
         """Warn of a notification queue that fills: when it is full, every NOTIFY fails."""
@@ -624,23 +997,25 @@ class Link:
 
             def run() -> None:
                 try:
-                    holders = self.control.query(QUEUE_HOLDERS)
+                    holders = [describe_holder(row) for row in self.control.query(QUEUE_HOLDERS)]
                 except Exception as exc:  # noqa: BLE001 - as connect()
-                    holders = [(f"unknown: {type(exc).__name__}",)]
+                    holders = [f"unknown: {type(exc).__name__}"]
                 logger.warning(
                     "%s: the notification queue is %.0f %% full; when it is full, every NOTIFY "
                     "fails.  Sessions that may hold it: %s",
                     self.database.name,
                     100 * usage,
-                    "; ".join(str(row[0]) for row in holders) or "none found",
+                    "; ".join(holders) or "none found",
                 )
 
-            self._reader.spawn("queue", run, lambda _: None)
+            if not self.database.errands.get("queue"):
+                self._spawn("queue", run, lambda _: None)
 
     def _heard(self, results: list[Result]) -> set[str]:
         """The channels that the server has told on the session."""
         session = self.session
-        return {session.channel(row[0]) for row in results[0].rows} if session else set()
+        rows = results[0].rows if results else []
+        return {session.channel(row[0]) for row in rows} if session else set()
 
     def _mend(self, results: list[Result]) -> None:
         """Somebody has changed what our session listens to."""
@@ -648,11 +1023,14 @@ class Link:
         missing = self._active - listening
         self._foreign = listening - self._active
         if not missing:
+            self._proof.answered()
             self.reconcile()
             return
         since = self._proof.since
         logger.warning(
-            "%s: somebody took %d registrations of ours away", self.database.name, len(missing)
+            "%s: %d registrations were taken away, and are made again",
+            self.database.name,
+            len(missing),
         )
         self._active -= missing
         mend = sorted(missing & self._target())
@@ -693,6 +1071,9 @@ class Link:
     def _send_canary(self) -> None:
         self._canary_asked = asked = time.monotonic()
         session = self.session
+        if self._hang("canary"):
+            self._canary_sent(session, asked, TimeoutError("the threads before it hang"))
+            return
 
         def run() -> None:
             error: Exception | None = None
@@ -700,22 +1081,27 @@ class Link:
                 self.control.canary()
             except Exception as exc:  # noqa: BLE001 - as connect(): a user's connect= may be in it
                 error = exc
-            self._reader.command(lambda: self._canary_sent(session, asked, error))
+            self._command(lambda: self._canary_sent(session, asked, error))
 
-        self._reader.spawn("canary", run, lambda exc: self._canary_sent(session, asked, exc))
+        self._spawn("canary", run, lambda exc: self._canary_sent(session, asked, exc))
 
     def _canary_sent(self, session: Session | None, asked: float, error: Exception | None) -> None:
         if session is not self.session or self._canary_asked != asked:
             return
         if error is None:
+            self._canary_trouble = None
+            self._committed = time.monotonic()
             # An idle half of the time: a round trip at once would fetch it from under a pooler.
-            self._canary_by = time.monotonic() + self._settings.probe_timeout / 2
+            self._canary_by = self._committed + self._settings.probe_timeout / 2
             return
         self._canary_asked = None
         why = error if isinstance(error, (Error, TimeoutError)) else type(error).__name__
         self.last_error = f"no canary could be sent: {self._bare(str(why))}"
-        logger.warning("%s: %s", self.database.name, self.last_error)
+        said = self.last_error == self._canary_trouble
+        level, self._canary_trouble = logging.DEBUG if said else logging.WARNING, self.last_error
+        logger.log(level, "%s: %s", self.database.name, self.last_error)
         now = time.monotonic()
+        self._cannot_tell = now - asked < self._settings.probe_timeout / 2
         self._canary_seen = now  # not a loss; the next attempt is an interval away
         if needs_care(error):
             self._canary_rests = now + self._backoff.slow_delay(self._reader.rng)
@@ -728,7 +1114,9 @@ class Link:
                     f"notifications come through it cannot be tried: {why}"
                 )
             self.fail("deaf", f"behind a pooler, {self.last_error}")
-        else:
+            return
+        self._canary_shown = True  # as far as it can be
+        if self._question is None:
             self._synced()
 
     def _canary_arrived(self) -> None:
@@ -737,9 +1125,21 @@ class Link:
         self._canary_share = self._reader.rng.uniform(0.8, 0.95)
         self._proof.canary()
         ours = self._canary_asked is not None
+        if self._canary_travels and self._answer_by is not None:
+            self._judge_lag(self._canary_seen)
         self._canary_asked, self._canary_by, self._doubted = None, None, False
-        if ours and self.state is State.SYNCING and self._then is None:
-            self._synced()
+        if ours and self.state is State.SYNCING:
+            self._canary_shown = True
+            if self._question is None:
+                self._synced()
+
+    def _judge_lag(self, now: float) -> None:
+        """A canary has arrived before the answer that is awaited."""
+        limit = self._answer_limit
+        if now - self._committed > limit / 2:  # late, so the answer may well be, too: look again
+            self._answer_by, self._lag_at = now + limit, now
+        else:
+            self._answer_by, self._lag_at = max(self._asked + limit, now + limit / 2), None
 
     def _heard_nothing(self, _: list[Result]) -> None:
         """A round trip that was sent long after the canary is answered."""
@@ -764,15 +1164,20 @@ class Link:
         notified = float("inf") if self.notifies_later else self.control.notified
         if self.state is not State.LISTENING or self.closed or notified < self._fetched:
             return False
-        if self._then is None:
-            self._submit(ROUND_TRIP, lambda _: None)
+        if self._question is None:
+            self._probe(lambda _: None)
         elif notified >= self._asked:  # what is awaited may be on its way already
-
-            def again(_: list[Result]) -> None:
-                self.fetch_own()
-
-            self._then = again
+            self._afterwards(self._fetch_again)
         return True
+
+    def _fetch_again(self) -> None:
+        self.fetch_own()
+
+    def _afterwards(self, run: Callable[[], None]) -> None:
+        """Go on with *run*, instead of what was meant to, when the statement is answered."""
+        if self._question is not None:
+            self._question.then = lambda _: run()
+            self._question.refused = None
 
     def stop(self, *, give_back: bool = False) -> None:
         """Close the session, or leave it to its owner."""
@@ -785,18 +1190,23 @@ class Link:
     def give_back(self) -> None:
         """Take our LISTENs and settings off a session that is its owner's."""
         if self.lent:  # we do not know yet what is its owner's, and have not touched it
-            self._then = self._then and (lambda _: None)
-        elif self._then is None:
+            self._afterwards(lambda: None)
+        elif self._question is None:
             ours = sorted((self._active | self._target()) - self.kept)
             sql = "; ".join(filter(None, (listen_sql(unlisten=ours), UNGUARD)))
             self._submit(sql, lambda _: None)
         else:  # after what is under way
-            self._then = lambda _: self.give_back()
+            self._afterwards(self.give_back)
 
     @property
     def waits_for_answer(self) -> bool:
-        """Whether a statement is under way."""
-        return self._then is not None and not self.closed
+        """Whether a statement is under way, or waits for one of others."""
+        return self._question is not None and not self.closed
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether the server has a statement of ours."""
+        return self._answer_by is not None and not self.closed
 
     def status(self) -> DatabaseStatus:
         """What an operator sees; from any thread."""

@@ -5,6 +5,7 @@ Otherwise a filter with a bug would end the thread that reads every database.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import traceback
@@ -29,7 +30,5 @@ class Log(Adapter):
             self.logger.log(level, msg, *args, stacklevel=stacklevel, **kwargs)
         except Exception:  # noqa: BLE001 - as logging does with what its handlers raise
             if logging.raiseExceptions and sys.stderr is not None:
-                try:
+                with contextlib.suppress(OSError):
                     traceback.print_exc(file=sys.stderr)
-                except OSError:
-                    pass

@@ -6,26 +6,31 @@ block happens on threads beside it.
 
 from __future__ import annotations
 
-import logging
 import random
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
+from functools import partial
 from typing import Any
 
 from pgsignals._backlog import Backlog
 from pgsignals._driver import Session
 from pgsignals._link import Events, Link, Settings, now_utc
+from pgsignals._log import Log
 from pgsignals._states import State
 from pgsignals.database import Database
+from pgsignals.errors import ConnectError
 from pgsignals.manager import NotificationManager
 
-logger = logging.getLogger("pgsignals.reactor")
+logger = Log("pgsignals.reactor")
 
 #: How long a server may take at the end to send what we have notified, and to forget our LISTENs
 #: on a session that is given back, in seconds.
 LAST_ANSWERS = 1.0
+
+#: How soon to try again then to send what waits for a statement of others, in seconds.
+LAST_TRIES = 0.1
 
 #: Seconds between two looks for slow handlers.
 LOOK_AT_HANDLERS = 5.0
@@ -113,7 +118,7 @@ class Reader:
         try:
             threading.Thread(target=run, name=name, daemon=True).start()
         except RuntimeError as exc:
-            error = exc
+            error = ConnectError(f"no thread can be started ({exc}); raise the limit of processes")
             self.command(lambda: failed(error))
 
     def settled(self) -> None:
@@ -122,10 +127,9 @@ class Reader:
             self._changed.notify_all()
 
     def stop(self) -> None:
-        """Make :meth:`run` return."""
+        """Make :meth:`run` return.  Takes no lock; the reader wakes those who wait for it."""
         self.stopping = True
         self._backlog.release_reader()
-        self.settled()
         self._disturb()
 
     def look_by(self, at: float) -> None:
@@ -182,9 +186,9 @@ class Reader:
         if self.requests_seen != self.requests:
             self.requests_seen = self.requests
             for link in self.links:
-                link.reconcile()
+                link.guarded(link.reconcile)
         for link in self.links:
-            link.tick(now, self._looked)
+            link.guarded(partial(link.tick, now, self._looked))
         if now >= self._idle_at:
             self.events.idle()
             self._idle_at = now + (self._idle or 0.0)
@@ -206,12 +210,16 @@ class Reader:
         while self._manager.has_pairs:
             burst: Any  # what a link drains, not a list
             link, burst = self._manager.next_pair()
+            if (drops := link.dropped_early) is not None:
+                link.dropped_early = None
+                self._backlog.overflow(link, drops)
             link.received += len(burst)
             link.last_received = time.time()
             self._backlog.put(link, burst, link.proven_since, now_utc())
         while self._manager.garbage:
             self.disturbed = True
-            self._manager.garbage.pop().ended()
+            link = self._manager.garbage.pop()
+            link.guarded(link.ended)
 
     def _look(self) -> None:
         """See whether all have started, or whether one cannot go on."""
@@ -239,7 +247,7 @@ class Reader:
             link.give_back()  # an answer that fetches, too
         self._wait_for_answers([link for link in others if link.fetch_own()], staying, deadline)
         for link in self.links:
-            link.stop(give_back=link in staying and not link.waits_for_answer)
+            link.stop(give_back=link in staying and not link.is_answering)
 
     def _wait_for_answers(
         self,
@@ -259,16 +267,36 @@ class Reader:
                 until = last
             else:
                 break
-            self._manager.collect(until - now)
+            for link in self.links:
+                link.guarded(partial(link.send_again, now))
+            self._manager.collect(min(until - now, LAST_TRIES))
+            self._obey()
             self._deliver()
         if unanswered and by == last:
             told = ", ".join(unanswered)
             logger.warning("stop: what was notified may not have arrived yet from %s", told)
 
-    def close(self) -> None:
-        """Close what handlers could still use; a session that comes too late is closed, too."""
+    def forget(self) -> None:
+        """In a forked child: drop the sockets without a word to the server."""
+        for link in self.links:
+            link.control.forget()
+            if link.session is not None:
+                link.session.forget()
+            link.database.forget()
+        self._manager.close()
+
+    def close(self, by: float) -> None:
+        """Close what handlers could still use; a session that comes too late is closed, too.
+
+        :param by: until when to wait, over all links, for threads that use a connection.
+        """
         self._over = True
+        for link in self.links:
+            if link.state is not State.STOPPED:  # finish() has failed
+                link.guarded(partial(link.stop, give_back=link.database.wrapped))
         self._obey()
         for link in self.links:
-            link.control.close()
+            link.control.begin_close()
+        for link in self.links:
+            link.control.close(by)
         self._manager.close()

@@ -10,7 +10,7 @@ does without syntax that looks operators up by name: ``IN``, ``LIKE``, ``BETWEEN
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 WHO = "SELECT pg_catalog.pg_backend_pid(), pg_catalog.pg_is_in_recovery()"
 
@@ -63,12 +63,13 @@ LISTENING = (
 # It also repairs a queue that stays full after its culprit has gone.
 QUEUE_USAGE = "pg_catalog.pg_notification_queue_usage()"
 IN_RECOVERY = "pg_catalog.pg_is_in_recovery()"
-# The sum over the channels' hashes tells what the session still listens to, at any number.
+# The hash of all names tells whether the session still listens to what it should, at any number.
 DIGEST = (
-    "(SELECT coalesce(pg_catalog.sum(('x'::pg_catalog.text OPERATOR(pg_catalog.||) "
-    f"pg_catalog.substr(pg_catalog.encode(pg_catalog.sha256({_NAME}), 'hex'::pg_catalog.text), "
-    "1, 15))::pg_catalog.bit(60)::pg_catalog.int8), 0::pg_catalog.numeric) "
-    "FROM pg_catalog.pg_listening_channels() AS t(c))"
+    "(SELECT pg_catalog.encode(pg_catalog.sha256(coalesce(pg_catalog.string_agg(n, "
+    "pg_catalog.decode('00'::pg_catalog.text, 'hex'::pg_catalog.text) ORDER BY n), "
+    "pg_catalog.decode(''::pg_catalog.text, 'hex'::pg_catalog.text))), "
+    f"'hex'::pg_catalog.text) FROM (SELECT {_NAME} "
+    "FROM pg_catalog.pg_listening_channels() AS t(c)) AS t(n))"
 )
 PARTS = (QUEUE_USAGE, IN_RECOVERY, DIGEST)
 
@@ -85,19 +86,8 @@ ROUND_TRIP = round_trip()
 
 # A session reads the queue between its transactions, and only as fast as its client reads.
 QUEUE_HOLDERS = (
-    "SELECT 'pid '::pg_catalog.text "
-    "OPERATOR(pg_catalog.||) pid::pg_catalog.text "
-    "OPERATOR(pg_catalog.||) ' ('::pg_catalog.text "
-    "OPERATOR(pg_catalog.||) CASE WHEN application_name OPERATOR(pg_catalog.<>) "
-    "''::pg_catalog.text THEN application_name ELSE 'no name'::pg_catalog.text END "
-    "OPERATOR(pg_catalog.||) ', database '::pg_catalog.text "
-    "OPERATOR(pg_catalog.||) coalesce(datname::pg_catalog.text, ''::pg_catalog.text) "
-    "OPERATOR(pg_catalog.||) '), '::pg_catalog.text "
-    "OPERATOR(pg_catalog.||) coalesce(state, ''::pg_catalog.text) "
-    "OPERATOR(pg_catalog.||) ' since '::pg_catalog.text "
-    "OPERATOR(pg_catalog.||) coalesce(state_change::pg_catalog.text, ''::pg_catalog.text) "
-    "OPERATOR(pg_catalog.||) coalesce(', waits for '::pg_catalog.text "
-    "OPERATOR(pg_catalog.||) wait_event, ''::pg_catalog.text) "
+    "SELECT pid, application_name, datname, state, "
+    "pg_catalog.to_char(state_change, 'YYYY-MM-DD HH24:MI:SS.MSOF'::pg_catalog.text), wait_event "
     "FROM pg_catalog.pg_stat_activity "
     "WHERE backend_type OPERATOR(pg_catalog.=) 'client backend'::pg_catalog.text "
     "AND pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid() "
@@ -107,9 +97,15 @@ QUEUE_HOLDERS = (
 )
 
 
-def digest_of(channels: Iterable[str]) -> int:
-    """What :data:`ROUND_TRIP` says of a session that listens to *channels*."""
-    return sum(
-        int(hashlib.sha256(channel.encode("utf-8", "surrogateescape")).hexdigest()[:15], 16)
-        for channel in channels
-    )
+def describe_holder(row: Sequence[object]) -> str:
+    """A row of :data:`QUEUE_HOLDERS` in words."""
+    pid, application, database, state, since, waits_for = row
+    waits = f", waits for {waits_for}" if waits_for else ""
+    name = application or "no name"
+    return f"pid {pid} ({name}, database {database}), {state} since {since}{waits}"
+
+
+def digest_of(channels: Iterable[str]) -> str:
+    """What :data:`DIGEST` says of a session that listens to *channels*."""
+    names = sorted(channel.encode("utf-8", "surrogateescape") for channel in channels)
+    return hashlib.sha256(b"\0".join(names)).hexdigest()

@@ -20,8 +20,6 @@ from __future__ import annotations
 import enum
 from datetime import datetime
 
-from pgsignals.errors import Error
-
 
 class State(enum.Enum):
     """Where a link is."""
@@ -55,27 +53,28 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
 }
 
 
-class IllegalEvent(Error):
-    """An event that the state does not allow: a bug of ours."""
+class IllegalTransitionError(Exception):
+    """An event that the state does not allow: a bug of ours, and therefore no public error."""
 
 
 def after(state: State, event: Event) -> State:
     """The state that *event* leads to.
 
-    :raises IllegalEvent: naming both.
+    :raises IllegalTransitionError: naming both.
     """
     try:
         return TRANSITIONS[state, event]
     except KeyError:
-        raise IllegalEvent(f"{event.name} cannot happen in {state.name}") from None
+        raise IllegalTransitionError(f"{event.name} cannot happen in {state.name}") from None
 
 
 class Proof:
     """Since when nothing can have been missed.
 
     The server sends what is pending before it answers, so whatever was committed before a round
-    trip was sent has been delivered when its answer is read.  The answer alone proves nothing
-    behind a pooler that gave our registration to another client; the next canary does.
+    trip was sent has been delivered when its answer is read, as far as the session still listens:
+    an answer counts when it says so.  It proves nothing behind a pooler that gave our registration
+    to another client; the next canary does.
     """
 
     def __init__(self, established: datetime) -> None:
@@ -88,7 +87,7 @@ class Proof:
         self._sent = now
 
     def answered(self) -> None:
-        """It is answered."""
+        """It is answered, and the session listens to all that it should."""
         self._answered = self._sent
 
     def canary(self) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import sys
 import threading
 import time
@@ -12,12 +10,15 @@ from typing import Any, Protocol
 
 from pgsignals import _driver
 from pgsignals._backlog import TURN, Announcement, Backlog, Drops, Lane, Segment
+from pgsignals._fork import Birth
+from pgsignals._log import Log
+from pgsignals._reentry import calls_out
 from pgsignals._types import Notification
 from pgsignals.database import Database
 from pgsignals.errors import ConnectionStateError
 from pgsignals.signals import Call, Channels, OrderedSignal, changes, default
 
-logger = logging.getLogger("pgsignals.reactor")
+logger = Log("pgsignals.reactor")
 
 _current = threading.local()
 
@@ -80,6 +81,7 @@ class Workers:
 
     :param channels: the reactor's own; the module level's come before them.
     :param any_channel: receives every notification, after the channel's handlers.
+    :param home: what the threads work for: see :func:`works_for`.
     """
 
     def __init__(
@@ -90,7 +92,10 @@ class Workers:
         channels: Channels,
         any_channel: OrderedSignal,
         handler_failed: OrderedSignal,
+        home: object = None,
     ) -> None:
+        self.home = home
+        self._birth = Birth()
         self._backlog = backlog
         self._namespaces = (default, channels)
         self._any_channel = any_channel
@@ -102,6 +107,23 @@ class Workers:
         """Start the threads."""
         for worker in self.threads:
             worker.start()
+
+    def join(self, seconds: float) -> None:
+        """Wait for the threads to end, *seconds* for all of them together."""
+        by = time.monotonic() + seconds
+        for worker in self.threads:
+            worker.join(max(0.0, by - time.monotonic()))
+
+    @property
+    def has_forked(self) -> bool:
+        """Whether this is the copy in a forked child."""
+        return self._birth.elsewhere
+
+    def forget(self) -> None:
+        """In a forked child: drop the sockets without a word to the server."""
+        for worker in self.threads:
+            for session, _ in worker.sessions.values():
+                session.forget()
 
     @property
     def stuck(self) -> list[str]:
@@ -129,11 +151,13 @@ class Workers:
                 else:
                     handled = self._run_segment(worker, *task)
             except BaseException:
-                with contextlib.suppress(BaseException):  # a filter of the user's may raise
-                    logger.critical("pgsignals itself has failed on a worker", exc_info=True)
+                logger.critical("bug in pgsignals: a worker has failed, and goes on", exc_info=True)
             worker.handler = worker.at = None  # what has been handled must not stay in memory
+            if self._birth.elsewhere:
+                return self._leave_child()
             task = backlog.done(task, handled) or backlog.take()
 
+    @calls_out
     def _run_segment(self, worker: Worker, lane: Lane, segment: Segment) -> int:
         link: Any = segment.source
         backlog, database, sessions = self._backlog, link.database, worker.sessions
@@ -165,12 +189,15 @@ class Workers:
                 elif plan.calls:
                     self._call_each(worker, link, plan, [notification])
                 handled += 1
+            if self._birth.elsewhere:
+                break
             if handled >= TURN and backlog.has_other_work():
                 break
             pace = 2 * pace if time.perf_counter() - began < INSTANT else 1
             run = backlog.begin(lane, segment, pace)
         return handled
 
+    @calls_out
     def _run_batch(
         self, worker: Worker, link: Origin, plan: Plan, notifications: list[Notification]
     ) -> None:
@@ -186,6 +213,16 @@ class Workers:
         else:
             self._call_each(worker, link, plan, notifications)
         plan.note_pace(len(notifications), time.perf_counter() - began)
+
+    def _leave_child(self) -> None:
+        """The thread of a child that a handler has forked, and that has come back from it: a copy
+        of a worker, whose work, session and locks are the parent's.  It is the child's only
+        thread, so the child ends with it."""
+        if self._birth.known_elsewhere:  # else a lock of logging may be held for ever
+            logger.warning(
+                "a child that a handler forked has come back from the handler, and ends; "
+                "let it end with os._exit(), or use multiprocessing"
+            )
 
     def _plan(self, link: Origin, channel: str) -> Plan:
         plan = link.plans.get(channel)
@@ -212,6 +249,8 @@ class Workers:
         for call in plan.calls:
             parts: list[Any] = [notifications] if call.batch else notifications
             for part in parts:
+                if self._birth.known_elsewhere:
+                    return
                 # As blinker does: one that was disconnected meanwhile is not called any more.
                 if changes.count != seen and not call.still_calls(link.database):
                     break
@@ -225,6 +264,7 @@ class Workers:
                 if worker.sessions:
                     worker.end_transactions()
 
+    @calls_out
     def _call(
         self, link: Origin, call: Call, handler: Callable[..., Any], notification: Notification
     ) -> None:
@@ -241,6 +281,7 @@ class Workers:
         except BaseException as exc:
             self._fail(link, notification, handler, exc)
 
+    @calls_out
     def _call_batch(
         self,
         link: Origin,
@@ -310,11 +351,13 @@ class Worker(threading.Thread):
 
     def run(self) -> None:
         _current.worker = self
+        work_for(self._workers.home)
         try:
             self._workers.run(self)
         finally:
-            for session, _ in self.sessions.values():
-                session.close()
+            if not self._workers.has_forked:
+                for session, _ in self.sessions.values():
+                    session.close()
             del self._workers
 
     def warn_if_slow(self, now: float) -> None:
@@ -356,6 +399,8 @@ class Worker(threading.Thread):
 
     def end_transactions(self) -> None:
         """Roll back what a handler has left open: it would swallow the next one's work."""
+        if self._workers.has_forked:
+            return
         for database, (session, _) in tuple(self.sessions.items()):
             if session.connection.closed:
                 del self.sessions[database]
@@ -383,6 +428,16 @@ def current_worker(workers: Workers) -> Worker | None:
     return worker if worker is not None and worker.serves(workers) else None
 
 
+def work_for(home: object) -> None:
+    """The calling thread is one of those that *home* consists of, from now on."""
+    _current.home = home
+
+
+def works_for() -> Any:
+    """What the calling thread works for: a reactor's life, or None."""
+    return getattr(_current, "home", None)
+
+
 def own_session(workers: Workers, database: Database, losses: int) -> _driver.Session:
     """The calling worker's session with *database*: see :meth:`Worker.session_for`.
 
@@ -397,6 +452,7 @@ def own_session(workers: Workers, database: Database, losses: int) -> _driver.Se
     return worker.session_for(database, losses)
 
 
+@calls_out
 def emit(signal: OrderedSignal, sender: object, **kwargs: object) -> None:
     """Send a signal of the reactor's own; what a receiver raises is logged, and ends nothing."""
     for call in tuple(signal.calls_for(sender)):

@@ -7,18 +7,27 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeAlias, TypeVar
 
 from pgsignals import _driver
 from pgsignals._channels import check_channels, check_unlisten, listen_sql, notify_items
 from pgsignals._driver import SHARE, Session
 from pgsignals._fork import Birth
+from pgsignals._reentry import calls_out, reentered
 from pgsignals._statements import LISTENING
 from pgsignals._types import Notification
-from pgsignals.errors import ClosedError, ConnectionLostError, ConnectionStateError, Error
+from pgsignals.errors import (
+    ClosedError,
+    ConnectError,
+    ConnectionLostError,
+    ConnectionStateError,
+    Error,
+)
 from pgsignals.manager import NotificationManager, calm_types, check_timeout
 
 T = TypeVar("T")
+
+Watchers: TypeAlias = tuple[weakref.ref[Any], ...]
 
 # unnest keeps the order of its arrays, and one SELECT is one transaction.
 NOTIFY = (
@@ -66,7 +75,7 @@ class Database:
     __slots__ = (
         *("__dict__", "__weakref__", "_arrived", "_backend_id", "_birth", "_connect", "_conninfo"),
         *("_host", "_listening", "_lock", "_lost", "_opening", "_params"),
-        *("_session", "_watchers", "_wrapped", "calm"),
+        *("_session", "_watchers", "_wrapped", "calm", "errands"),
     )
 
     def __init__(
@@ -90,14 +99,19 @@ class Database:
         self._wrapped = False
         self._birth = Birth()
         self._opening = threading.Lock()
-        self._lock = threading.Lock()  # never held while anything blocks
+        # Never held while anything blocks.  Reentrant, as a finalizer may iterate over us while
+        # this thread has it.
+        self._lock = threading.RLock()
         self._session: Session | None = None
         self._host: Host | None = None
         self._arrived: deque[Notification] = deque()
         self._listening: set[str] = set()
         self._backend_id: int | None = None
         self._lost: ConnectionLostError | None = None
-        self._watchers: tuple[weakref.ref[Any], ...] = ()
+        self._watchers: Watchers = ()
+        self.errands: dict[str, set[object]] = {}
+        """The threads of reactors that connect for this database or use what they have connected,
+        over all lives: each of a kind that is named, while it runs."""
         self.calm = False
         """Whether the last :meth:`drain` has met neither the end nor more than it took; for
         managers."""
@@ -153,15 +167,20 @@ class Database:
         """
         self._birth.check(repr(self))
         self._check_not_served("open()")
+        if self._opening.locked():
+            self._refuse_midway("open()")
         with self._opening:
             if self.closed:
                 self._adopt(self.new_session())
         return self
 
-    def new_connection(self, within: float | None = None) -> _driver.Connection:
+    def new_connection(
+        self, within: float | None = None, *, logged: bool = False
+    ) -> _driver.Connection:
         """Another connection to the same database, nobody's yet.  Blocks.
 
         :param within: seconds for all hosts together; a user's ``connect=`` has its own.
+        :param logged: see :func:`pgsignals._driver.call_connect`.
         """
         if self._wrapped:
             raise ConnectionStateError(
@@ -170,7 +189,7 @@ class Database:
             )
         connect = self._connect
         if connect is not None:
-            return _driver.call_connect(connect, self.name)
+            return _driver.call_connect(connect, self.name, logged=logged)
         return _without_frames(
             lambda: _driver.open_connection(self._conninfo, self._params, self.name, within)
         )
@@ -180,11 +199,17 @@ class Database:
         session = self._session
         if self._wrapped and session is not None and not session.connection.closed:
             return _without_frames(lambda: _driver.open_like(session.connection))
-        return self.new_connection()
+        try:
+            return self.new_connection(logged=True)
+        except Error:
+            raise
+        except Exception as exc:  # noqa: BLE001 - whatever a user's connect= raises, here unasked
+            kind = type(exc).__name__
+        raise ConnectError(f"connect= raised {kind}")
 
     def new_session(self, within: float | None = None) -> Session:
         """A session on :meth:`new_connection`."""
-        connection = self.new_connection(within)
+        connection = self.new_connection(within, logged=within is not None)
         return _session_on(connection, shared=self._connect is not None)
 
     def sibling_session(self, *, alone: bool = False) -> Session:
@@ -216,29 +241,36 @@ class Database:
         """
         session = self._session
         if self._birth.elsewhere:
-            if session is not None and not session.ended:
-                session.forget()
+            self.forget()
             return
         self._check_not_served("close()")
         if session is None or session.ended:
             return
+        midway = session.in_use and reentered()
         if self._wrapped:
-            self._give_back(session)
+            self._give_back(session, midway=midway)
         else:
-            session.close()
+            session.close(0.0 if midway else 1.0)
         self._tell_watchers()
 
-    def _give_back(self, session: Session) -> None:
+    def forget(self) -> None:
+        """In a forked child: drop the socket without a word to the server."""
+        if self._session is not None:
+            self._session.forget()
+
+    def _give_back(self, session: Session, *, midway: bool) -> None:
         try:
-            if self._listening:
+            if self._listening and not midway:
                 session.query(listen_sql(unlisten=self._listening))
         except Exception:  # noqa: BLE001 - a transaction of its owner, or it is gone: no matter
             pass
         session.release()
 
+    @calls_out
     def __enter__(self) -> Self:
         return self.open()
 
+    @calls_out
     def __exit__(self, *_: object) -> None:
         self.close()
 
@@ -331,6 +363,8 @@ class Database:
         return self._statement(session, lambda: session.query(sql))
 
     def _statement(self, session: Session, run: Callable[[], T]) -> T:
+        if session.in_use:
+            self._refuse_midway("a statement")
         try:
             return run()
         except ConnectionLostError:
@@ -369,7 +403,7 @@ class Database:
             arrived.extendleft(reversed(notifications))
             self._tell_watchers(but=manager)
             for _ in notifications:
-                if self._birth.elsewhere:
+                if self._birth.known_elsewhere:
                     self._birth.check("a Database")
                 if not arrived:
                     break
@@ -390,9 +424,7 @@ class Database:
             raise self._not_open()
         fresh: list[Notification] = []
         session.read_into(fresh, SHARE)
-        self.calm = not (session.more or session.ended)
-        if session.contended:  # whoever has it may meet its end
-            self._tell_watchers()
+        self.calm = not (session.more or session.ended or session.contended)
         if session.ended:
             self._note_end(session)
         return fresh
@@ -403,19 +435,30 @@ class Database:
         session = self._session
         return session is not None and session.more and not session.ended
 
+    @property
+    def contended(self) -> bool:
+        """Whether the last :meth:`drain` found the connection in use by a thread that runs a
+        statement, and takes what arrives; for managers."""
+        session = self._session
+        return session is not None and session.contended
+
     def add_watcher(self, watcher: Any) -> None:
         """Have ``watcher.touched(self)`` called when this database is closed or opened or has
         collected something besides the socket.  Held weakly; for managers."""
-        with self._lock:
-            alive = (ref for ref in self._watchers if ref() is not None)
-            self._watchers = (*alive, weakref.ref(watcher))
+        self._change_watchers(lambda alive: (*alive, weakref.ref(watcher)))
 
     def remove_watcher(self, watcher: Any) -> None:
         """Take back :meth:`add_watcher`."""
+        self._change_watchers(lambda alive: tuple(ref for ref in alive if ref() is not watcher))
+
+    def _change_watchers(self, change: Callable[[Watchers], Watchers]) -> None:
         with self._lock:
-            self._watchers = tuple(
-                ref for ref in self._watchers if ref() is not None and ref() is not watcher
-            )
+            while True:  # until no finalizer has changed them meanwhile
+                before = self._watchers
+                after = change(tuple(ref for ref in before if ref() is not None))
+                if self._watchers is before:
+                    self._watchers = after
+                    return
 
     def _tell_watchers(self, but: object = None) -> None:
         for ref in self._watchers:
@@ -430,6 +473,8 @@ class Database:
         if (host := self._serving()) is not None:
             return host.own_session().connection
         session = self._open_session("connection")
+        if session.in_use:
+            self._refuse_midway("a statement")
         if not session.shared:
             session.share()
             self._tell_watchers()
@@ -442,6 +487,7 @@ class Database:
         session = self._session
         return session is not None and session.shared
 
+    @calls_out
     def execute(self, query: str | bytes, params: _driver.Params | None = None) -> _driver.Cursor:
         """``connection.execute``; psycopg's errors pass unchanged."""
         return self.connection.execute(query, params)
@@ -476,8 +522,10 @@ class Database:
         self._lost = None
         self._tell_watchers()
 
-    def take_back(self) -> None:
-        """The reactor is done with this database; its session is open, or has ended."""
+    def take_back(self, host: Host) -> None:
+        """*host* is done with this database, if it had it; its session is open, or has ended."""
+        if self._host is not host:
+            return
         self._host = None
         if self._session is not None:
             self._session.deliver(self._arrived, self._tell_watchers)
@@ -502,6 +550,17 @@ class Database:
         if self._session is None:
             raise self._not_open()
 
+    def _refuse_midway(self, what: str) -> None:
+        """Refuse what would wait for the lock of the session, which the calling thread may have.
+
+        :raises ConnectionStateError: :func:`reentered`.
+        """
+        if reentered():
+            raise ConnectionStateError(
+                f"{what} of a finalizer or an OS signal handler that has interrupted a statement "
+                f"of {self.name}; use a Database of its own"
+            )
+
     def _open_session(self, what: str) -> Session:
         self._birth.check("a Database")
         self._check_not_served(what)
@@ -518,7 +577,7 @@ class Database:
     def _note_end(self, session: Session) -> None:
         if not session.connection.closed and not self._wrapped:
             session.close()
-        session.ended = True
+        session.leave()
         self._lost = self._lost or session.lost()
 
     def _not_open(self) -> ClosedError:

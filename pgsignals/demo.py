@@ -24,6 +24,7 @@ import secrets
 import shutil
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from collections import deque
@@ -141,7 +142,7 @@ class Shop:
 
     @property
     def elapsed(self) -> float:
-        """For how many seconds it has been open."""
+        """For how many seconds the seller has been there."""
         return time.monotonic() - self.opened
 
     @property
@@ -254,15 +255,21 @@ def a_shop(dsn: str, schema: str) -> Iterator[Shop]:
 
 @contextlib.contextmanager
 def a_seller(dsn: str, schema: str, seconds: float) -> Iterator[subprocess.Popen[str]]:
-    """A process that runs :func:`sell`.  Out of reach of the terminal: we end it, not Ctrl-C."""
+    """A process that runs :func:`sell`, and is about to begin.
+
+    Out of reach of the terminal: we end it, not Ctrl-C.
+    """
     with subprocess.Popen(
         [sys.executable, "-m", "pgsignals.demo", schema, str(seconds)],
         env=os.environ | {"DATABASE_URL": dsn},  # a command line can be seen by others
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     ) as process:
         try:
+            assert process.stdout is not None
+            process.stdout.readline()  # its first line, or its end
             yield process
         finally:
             process.kill()
@@ -271,6 +278,7 @@ def a_seller(dsn: str, schema: str, seconds: float) -> Iterator[subprocess.Popen
 def sell(dsn: str, schema: str, seconds: float) -> None:
     """What the second process does: sell, now more, now less, for so many seconds."""
     with connect(dsn) as db:
+        print("open", flush=True)
         start = time.monotonic()
         while (now := time.monotonic() - start) < seconds:
             sale = {
@@ -301,7 +309,7 @@ def settle(reactor: Reactor, shop: Shop) -> None:
     while not (shop.closed.is_set() and shop.gaps) and time.monotonic() < deadline:
         with contextlib.suppress(ConnectionError):  # lost again?  Then we try again.
             reactor.notify(f"{shop.schema}.closed")
-        shop.closed.wait(1.0)
+        time.sleep(0.05)
 
 
 def verify(db: Database, reactor: Reactor, shop: Shop) -> bool:
@@ -317,15 +325,16 @@ def verify(db: Database, reactor: Reactor, shop: Shop) -> bool:
         f"orders: {len(orders)} in the table, {len(shop.told)} notified, {late} only read": (
             shop.orders == orders
         ),
-        f"link: killed once, {shop.gaps} gap reported, {shop.link} again": (
+        f"link: killed once, {counted(shop.gaps, 'gap')} reported, {shop.link} again": (
             shop.gaps > 0 and shop.closed.is_set()
         ),
         f"handlers: {shop.calls} calls, {failed} failed": shop.calls > 0 and not failed,
     }
-    print(f"latency from the sale to the handler: {percentiles(shop.latencies)}")
+    print(wrapped(f"latency from the sale to the handler: {percentiles(shop.latencies)}"))
     print("verified:")
     for text, holds in checks.items():
-        print(paint(GREEN, "  ok      ") if holds else paint(RED, "  FAILED  "), text, sep="")
+        outcome = paint(GREEN, "  ok      ") if holds else paint(RED, "  FAILED  ")
+        print(outcome, wrapped(text, 10), sep="")
     return all(checks.values())
 
 
@@ -338,6 +347,22 @@ def paint(style: str, text: str) -> str:
     """*text* in colour, on a terminal whose user likes colours."""
     plain = os.environ.get("NO_COLOR") or not sys.stdout.isatty()
     return text if plain else f"\x1b[{style}m{text}\x1b[0m"
+
+
+def wrapped(text: str, margin: int = 0) -> str:
+    """*text* in lines of whole words that fit the terminal, each after *margin* columns."""
+    if not sys.stdout.isatty():
+        return text
+    width, blank = max(shutil.get_terminal_size().columns - 1, margin + 20), " " * margin
+    lines = textwrap.wrap(
+        text, width, initial_indent=blank, subsequent_indent=blank, break_on_hyphens=False
+    )
+    return "\n".join(lines)[margin:]
+
+
+def counted(number: int, noun: str) -> str:
+    """Such as ``2 gaps``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def percentiles(seconds: list[float]) -> str:
@@ -362,14 +387,14 @@ class Lines:
         shop, now = self._shop, self._shop.elapsed
         for moment, text in shop.news[self._news :]:
             self._news += 1
-            print(f"{moment:5.1f} s  {text}", flush=True)
+            print(f"{moment:5.1f} s  {wrapped(text, 9)}", flush=True)
         if int(now) > int(self._since):
             with shop.lock:
                 orders, calls, latencies = len(shop.orders), shop.calls, shop.latencies[-1000:]
             rate = (calls - self._calls) / (now - self._since)
             self._since, self._calls = now, calls
             line = f"{orders} orders, {rate:.0f} notifications/s, latency {percentiles(latencies)}"
-            print(f"{now:5.1f} s  {line}", flush=True)
+            print(f"{now:5.1f} s  {wrapped(line, 9)}", flush=True)
 
 
 class Picture:
@@ -386,46 +411,59 @@ class Picture:
 
     def update(self) -> None:
         """Draw it."""
+        columns, rows = shutil.get_terminal_size()
+        columns -= 1  # to erase the rest of a line that is full takes its last character away
         with self._shop.lock:
             if self._shop.elapsed >= self._samples[-1][0] + 0.2:
                 self._samples.append((self._shop.elapsed, self._shop.calls))
-            lines = [*self._head(), "", *self._tables(), "", *self._news()]
-        lines = lines[: shutil.get_terminal_size().lines - 1]
+            parts = [*self._head(columns), "", *self._tables(columns), "", *self._news(columns)]
+        lines = "\n".join(parts).split("\n")[: rows - 1]
         up = f"\x1b[{self._height}A" if self._height else ""
         self._height = len(lines)
         frame = "".join(f"{line}\x1b[K\n" for line in lines)
         sys.stdout.write(f"{self.BEGIN}\r{up}{frame}\x1b[J{self.END}")
         sys.stdout.flush()
 
-    def _head(self) -> Iterator[str]:
+    def _head(self, columns: int) -> Iterator[str]:
         shop = self._shop
         now = min(shop.elapsed, self._seconds)
-        bar = "━" * round(40 * now / self._seconds)
-        link = paint(GREEN, "● listening") if shop.link == "listening" else paint(RED, "○ lost")
+        length = min(40, columns - 18)
+        bar = "━" * round(length * now / self._seconds)
+        link = (
+            paint(GREEN, "● listening")
+            if shop.link == "listening"
+            else paint(RED, f"○ {shop.link}")
+        )
         rates = [
             (calls - before) / (moment - since)
             for (since, before), (moment, calls) in itertools.pairwise(self._samples)
         ] or [0.0]
         line = "".join(" ▁▂▃▄▅▆▇█"[round(8 * rate / (max(rates) or 1))] for rate in rates)
-        rest = "─" * (40 - len(bar))
+        rest = "─" * (length - len(bar))
+        width = max(1, min(40, columns - 30))
         yield f"{paint(CYAN, bar)}{paint(DIM, rest)} {now:.1f} of {self._seconds:g} s"
         yield ""
         yield f"link     {link}, gaps: {shop.gaps}"
         yield f"orders   {len(shop.told)} notified, {len(shop.read - shop.told)} only read"
-        yield f"latency  {percentiles(shop.latencies[-1000:])}"
-        yield f"rate     {paint(CYAN, f'{line:40}')}{rates[-1]:5.0f} notifications/s"
+        yield f"latency  {wrapped(percentiles(shop.latencies[-1000:]), 9)}"
+        yield f"rate     {paint(CYAN, f'{line[-width:]:{width}}')}{rates[-1]:5.0f} notifications/s"
 
-    def _tables(self) -> Iterator[str]:
-        yield paint(BOLD, f"{'THE CACHE OF THE STOCK':40}LATEST ORDERS")
+    def _tables(self, columns: int) -> Iterator[str]:
+        beside = columns >= 54  # else there is room for one table
+        width = min(24, columns - 46) if beside else max(4, min(24, columns - 16))
+        orders = "LATEST ORDERS" if beside else ""
+        yield paint(BOLD, f"{'THE CACHE OF THE STOCK':{width + 16}}{orders}".rstrip())
         for item, order in itertools.zip_longest((*ITEMS, RARE), self._shop.latest, fillvalue=""):
             quantity = self._shop.stock.get(item, Stock(0, 0)).quantity
-            bar = "█" * round(quantity * 20 / 55)
-            yield f"{item:10}{quantity:4} {paint(CYAN, f'{bar:24}')} {order}"
+            bar = "█" * round(quantity * (width - 4) / 55)
+            yield f"{item:10}{quantity:4} {paint(CYAN, f'{bar:{width}}')} {order if beside else ''}"
 
-    def _news(self) -> Iterator[str]:
+    def _news(self, columns: int) -> Iterator[str]:
+        width = min(79, columns)
         for moment, text in self._shop.news[-4:]:
-            fresh = self._shop.elapsed < moment + 3
-            yield paint(BANNER if fresh else DIM, f"{moment:5.1f} s  {text:70}")
+            style = BANNER if self._shop.elapsed < moment + 3 else DIM
+            for line in f"{moment:5.1f} s  {wrapped(text, 9)}".split("\n"):
+                yield paint(style, f"{line:{width}}")
 
 
 def view(shop: Shop, seconds: float) -> Lines | Picture:
@@ -445,11 +483,12 @@ def run(seconds: float = 10.0, dsn: str | None = None) -> int:
         dsn, place = stack.enter_context(a_database(dsn))
         shop = stack.enter_context(a_shop(dsn, schema))
         db = stack.enter_context(connect(dsn))  # the reactor's session is the reactor's alone
-        print(f"pgsignals demo: a shop in {place}, for {seconds:g} s", flush=True)
+        print(wrapped(f"pgsignals demo: a shop in {place}, for {seconds:g} s"), flush=True)
         reactor = Reactor(dsn)
         watch(reactor, shop)
         stack.enter_context(reactor)
         seller = stack.enter_context(a_seller(dsn, schema, seconds))
+        shop.opened = time.monotonic()
         show = view(shop, seconds)
         killed = False
         while seller.poll() is None or not killed:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import numbers
 import selectors
@@ -15,11 +14,12 @@ from typing import Any, Protocol, TypeAlias
 
 from pgsignals._burst import Burst
 from pgsignals._fork import Birth
+from pgsignals._log import Log
 from pgsignals._types import Notification
 from pgsignals._waker import Waker
 from pgsignals.errors import Error
 
-logger = logging.getLogger(__name__)
+logger = Log("pgsignals.manager")
 
 # A selector refuses what its system call cannot hold; waking up once a day is free.
 _LONGEST_WAIT = 86_400.0
@@ -27,6 +27,10 @@ _LONGEST_WAIT = 86_400.0
 # Seconds between two looks whether members in others' hands, too, have ended: whoever meets their
 # end, or closes them, closes the socket, which a selector forgets without a word.
 _LOOK = 1.0
+
+# Seconds until a member is looked at again whose connection a thread is using: its socket may be
+# readable all the time until then.
+_REST = 0.01
 
 # A zero-timeout poll drains what is there; a sender that is faster than us must not keep it from
 # ending for more than that many notifications.
@@ -181,6 +185,7 @@ class NotificationManager:
         self._silent: set[Any] = set()  # members that cannot tell us of what a statement collected
         self._lent: set[Any] = set()  # members whose end somebody else may meet
         self._look_at_lent = 0.0  # when
+        self._resting: dict[Any, float] = {}  # members in use by a thread, and until when
         self._more: set[Any] = set()  # members whose last drain() has left something
         self._changed = True
         self._touched: deque[Any] = deque()
@@ -337,7 +342,9 @@ class NotificationManager:
             for _ in range(len(self._touched)):  # not those that are touched by it
                 self._follow(self._touched.popleft())
         if self._lent:
-            seconds = self._look_for_ends(seconds)
+            seconds = self._look_at_those_lent(seconds)
+        if self._resting:
+            seconds = self._look_at_those_resting(seconds)
         again = self._silent | self._more if self._silent or self._more else ()
         for member in again:
             self._drain(member)
@@ -345,21 +352,35 @@ class NotificationManager:
             seconds = 0  # there is something to say already, or to read
         elif seconds is not None:
             seconds = min(seconds, _LONGEST_WAIT)
-        for key, _ in self._selector.select(seconds):
+        began = time.monotonic() if seconds else 0.0
+        ready = self._selector.select(seconds)
+        if not ready and (seconds is None or (seconds and time.monotonic() - began < seconds)):
+            self._renew_selector()
+        for key, _ in ready:
             if key.data is None:
                 self._waker.clear()
             elif not again or key.data not in again:
                 self._drain(key.data)
 
-    def _look_for_ends(self, seconds: float | None) -> float:
-        """Look whether a member has ended behind our back, and return how long to wait then."""
+    def _look_at_those_lent(self, seconds: float | None) -> float:
+        """Look whether a member has ended behind our back, or a statement of others has left
+        something in libpq that no socket will tell of, and return how long to wait then."""
         now = time.monotonic()
         if seconds == 0 or now >= self._look_at_lent:
             self._look_at_lent = now + _LOOK
-            for member in [member for member in self._lent if member.closed]:
+            for member in tuple(self._lent):
                 self._drain(member)
         left = self._look_at_lent - now
         return left if seconds is None else min(seconds, left)
+
+    def _look_at_those_resting(self, seconds: float | None) -> float | None:
+        """Watch again those that have rested, and return how long to wait then."""
+        now = time.monotonic()
+        for member in [member for member, until in self._resting.items() if now >= until]:
+            del self._resting[member]
+            self._follow(member)
+        left = min((until - now for until in self._resting.values()), default=None)
+        return seconds if left is None or (seconds is not None and seconds < left) else left
 
     def _drain(self, member: Any) -> None:
         notifications: list[Notification] = []
@@ -389,12 +410,21 @@ class NotificationManager:
             self._more.add(member)
         else:
             self._more.discard(member)
+        if not ended and getattr(member, "contended", None) is True:
+            self._rest(member)
         if ended:
             self._unwatch(member)
             if member in self._pairs:
                 self._ending.add(member)
             else:
                 self._bury(member)
+
+    def _rest(self, member: Any) -> None:
+        """Do not watch a member whose connection a thread is using; it takes what arrives."""
+        if member in self._watched:
+            self._unregister(member)
+            self._watched[member] = -1
+            self._resting[member] = time.monotonic() + _REST
 
     def _bury(self, member: Any) -> None:
         if member in self._connections:
@@ -428,7 +458,7 @@ class NotificationManager:
         elif handed_out:
             self._lent.add(member)
         self._drain(member)  # it may hold something already, or have ended
-        if member not in self._watched:
+        if member not in self._watched or member in self._resting:
             return
         try:
             number = member.fileno()
@@ -441,6 +471,19 @@ class NotificationManager:
             self._unwatch(member)
             self._bury(member)
 
+    def _renew_selector(self) -> None:
+        """The kernel has woken us for a socket that nobody watches any more.  It was closed before
+        it could be taken out of the selector, and a forked child that has inherited it keeps it
+        alive: nothing but another selector would end that."""
+        self._selector.close()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._waker, selectors.EVENT_READ)
+        for member, number in self._watched.items():
+            try:
+                self._selector.register(number, selectors.EVENT_READ, member)
+            except (OSError, ValueError, KeyError):  # look at it again
+                self._touched.append(member)
+
     def _unregister(self, member: Any) -> None:
         number = self._watched.pop(member)
         key = self._selector.get_map().get(number) if number >= 0 else None
@@ -452,6 +495,7 @@ class NotificationManager:
             self._unregister(member)
         self._silent.discard(member)
         self._lent.discard(member)
+        self._resting.pop(member, None)
         self._more.discard(member)
         if callable(unwatch := getattr(member, "remove_watcher", None)):
             unwatch(self)

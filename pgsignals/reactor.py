@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -17,6 +18,7 @@ from pgsignals._fork import Birth
 from pgsignals._handlers import typed
 from pgsignals._life import Life, Plan
 from pgsignals._link import Settings
+from pgsignals._reentry import calls_out, reentered
 from pgsignals._types import DatabaseStatus, Status
 from pgsignals.database import Database
 from pgsignals.errors import ClosedError, ConnectionStateError
@@ -96,15 +98,16 @@ class Reactor:
                 probe_interval=_seconds("probe_interval", probe_interval, none=True),
                 probe_timeout=_seconds("probe_timeout", probe_timeout) or 0.0,
                 max_backlog=max_backlog,
-                blocks=overflow == "block",
+                overflow=overflow,
             ),
         )
         self._birth = Birth()
         self._arounds: tuple[Callable[..., object], ...] = ()
-        self._listened: dict[Database, frozenset[str]] = dict.fromkeys(
-            self._databases, frozenset(check_channels(channels))
-        )
-        self._lock = threading.Lock()  # guards _listened and which life is ours
+        listened = check_channels(channels)
+        # Changed in one step of C each, so that no lock is needed, which a finalizer in the
+        # middle of a change could not take.
+        self._listened = {database: set(listened) for database in self._databases}
+        self._lock = threading.Lock()  # guards which life is ours
         self._life: Life | None = None
         for namespace in (default, self._own):
             namespace.watch(self)
@@ -205,21 +208,41 @@ class Reactor:
         :raises ConnectError: no connection can be made.
         :raises UnsupportedServerError: LISTEN/NOTIFY cannot work there; says what to change.
         :raises ConnectionStateError: another reactor serves a database, or a connection is not in
-            autocommit, or is in a transaction.
+            autocommit, or is in a transaction; or no thread would run, under uWSGI.
         """
         self._check_fork()
-        with self._lock:
-            before, life = self._life, self._life
-            if life is None or life.over:
-                life = self._life = Life(self, self._plan)
-        if life is not before:
-            life.start()
-        elif life.is_current:
-            if life.reader.stopping:
-                raise ConnectionStateError("start(): a stop of this reactor is under way")
-        elif not life.has_begun():
-            life.join(None)
-            self.start()
+        _check_threads()
+        if reentered():
+            raise ConnectionStateError(
+                "start() from a finalizer, an OS signal handler or a logging handler that has "
+                "interrupted pgsignals; have another thread start the reactor"
+            )
+        while (life := self._begin()) is not None:
+            if life.is_current:
+                if life.reader.stopping:
+                    raise ConnectionStateError("start(): a stop of this reactor is under way")
+                return
+            if life.has_begun():
+                return
+            if not life.join(None):
+                raise ConnectionStateError(
+                    "start(): a stop of this reactor is under way, and waits for the caller"
+                )
+
+    def _begin(self) -> Life | None:
+        """Begin a life and start it, or return the one that goes on."""
+        fresh = None
+        try:
+            with self._lock:
+                if (life := self._life) is not None and not life.over:
+                    return life
+                fresh = self._life = Life(self, self._plan)
+            fresh.start()
+        except BaseException:
+            if fresh is not None:  # KeyboardInterrupt between the two
+                fresh.abandon()
+            raise
+        return None
 
     def stop(self, timeout: float | None = None) -> bool:
         """Stop reading, run the handlers of what has been received, and close the sessions.
@@ -241,6 +264,7 @@ class Reactor:
             return True
         return life.stop(None if seconds is None else time.monotonic() + as_seconds(seconds))
 
+    @calls_out
     def run(self, stop_timeout: float | None = 10.0) -> None:
         """Run in the foreground until it is stopped.
 
@@ -281,6 +305,7 @@ class Reactor:
         if life.error is not None:
             raise life.error
 
+    @calls_out
     def _start_for(self, wishes: queue.SimpleQueue[int]) -> Life | None:
         """Start, or None when that was stopped by a wish."""
         try:
@@ -309,10 +334,12 @@ class Reactor:
         self._check_fork()
         return self._life is not None and self._life.running and not self._life.over
 
+    @calls_out
     def __enter__(self) -> Self:
         self.start()
         return self
 
+    @calls_out
     def __exit__(self, *_: object) -> None:
         self.stop()
 
@@ -355,8 +382,8 @@ class Reactor:
         :param database: None for all.
         """
         self._check_fork()
-        names = frozenset(check_channels(channels))
-        self._change_listened(database, lambda before: before | names)
+        names = check_channels(channels)
+        self._change_listened(database, lambda listened: listened.update(names))
 
     def unlisten(self, *channels: str, database: Database | None = None) -> None:
         """Take back what :meth:`listen` did; ``"*"`` takes all of it back.
@@ -364,25 +391,27 @@ class Reactor:
         A channel that has handlers stays.
         """
         self._check_fork()
-        names = frozenset(check_unlisten(channels))
+        names = check_unlisten(channels)
         self._change_listened(
-            database, lambda before: frozenset() if ALL in names else before - names
+            database,
+            lambda listened: (
+                listened.clear() if ALL in names else listened.difference_update(names)
+            ),
         )
 
     def _change_listened(
-        self, database: Database | None, change: Callable[[frozenset[str]], frozenset[str]]
+        self, database: Database | None, change: Callable[[set[str]], None]
     ) -> None:
         targets = self._databases if database is None else (self._check_ours(database),)
-        with self._lock:
-            for target in targets:
-                self._listened[target] = change(self._listened[target])
+        for target in targets:
+            change(self._listened[target])
         if (life := self._life) is not None:
             life.acknowledge(targets)
 
     def wanted(self, database: Database) -> set[str]:
         """The channels that *database* has to listen to."""
         handled = default.wanted_by(database) | self._own.wanted_by(database)
-        return handled | self._listened[database]
+        return handled | self._listened[database].copy()
 
     def status(self) -> Status:
         """What an operator sees, at this moment.  Does not block."""
@@ -412,6 +441,26 @@ class Reactor:
         if (life := self._life) is None or life.over:
             raise ClosedError(f"{what}: the reactor is not running; call start()")
         return life
+
+
+def _check_threads() -> None:
+    """Refuse a uWSGI that runs no threads of Python, between requests at least.
+
+    :raises ConnectionStateError: saying which option is missing.
+    """
+    uwsgi = sys.modules.get("uwsgi")  # made by uWSGI itself
+    options = getattr(uwsgi, "opt", None)
+    if not isinstance(options, dict):
+        return
+    runs = getattr(uwsgi, "has_threads", None)
+    if runs is None:  # an older one; "threads" turns them on, and so does an event loop
+        names = {name.decode() if isinstance(name, bytes) else name for name in options}
+        runs = names & {"enable-threads", "threads", "gevent", "asyncio"}
+    if not runs:
+        raise ConnectionStateError(
+            "start(): uWSGI runs no threads of Python, so nothing would ever arrive; "
+            "start it with --enable-threads"
+        )
 
 
 class _Within:
@@ -488,6 +537,7 @@ def _handle_signals(handler: Callable[[int, FrameType | None], object]) -> dict[
     return {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
 
 
+@calls_out  # by waiting for OS signals
 def _next_wish(wishes: queue.SimpleQueue[int]) -> int:
     # An OS signal that comes just before get() waits in C has its handler run only after the
     # wait; so no wait is long.

@@ -23,6 +23,7 @@ from blinker._utilities import make_id, make_ref
 
 from pgsignals._channels import check_channel
 from pgsignals._decode import decoder
+from pgsignals._fork import ForkLock
 from pgsignals._handlers import typed
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -60,7 +61,7 @@ class OrderedSignal(blinker.Signal):
 
     def __init__(self, doc: str | None = None) -> None:
         # Reentrant: a weak receiver may be collected while this thread holds it.
-        self._lock = threading.RLock()
+        self._lock = ForkLock()
         self._muted = False
         self._options: dict[Hashable, Options] = {}
         super().__init__(doc)
@@ -178,10 +179,6 @@ class OrderedSignal(blinker.Signal):
                     self._make_cleanup_sender(sender_id)(sender)
         self._changed()
 
-    def reset_after_fork(self) -> None:
-        """In a forked child, whose other threads may have held the lock."""
-        self._lock = threading.RLock()
-
     def calls_for(self, sender: Any) -> Iterator[Call]:
         """What a send by *sender* calls now, resolved once and good until the next change."""
         with self._lock:
@@ -298,7 +295,7 @@ class Channels:
     def __init__(self) -> None:
         self.around: Callable[..., Any] | None = None  # of the reactor whose own they are
         self._signals: dict[str, ChannelSignal] = {}
-        self._lock = threading.Lock()
+        self._lock = ForkLock()
         self._watchers: tuple[weakref.ref[Watcher], ...] = ()
         self._held = threading.local()  # acknowledgements that on_channel asks for at its end
 
@@ -396,11 +393,8 @@ class Channels:
                 signal.restore(before.get(name, nobody))
 
     def reset_after_fork(self) -> None:
-        """In a forked child: no lock is held, and no reactor of the parent listens."""
-        self._lock = threading.Lock()
+        """In a forked child: no reactor of the parent listens."""
         self._watchers = ()
-        for signal in self._signals.values():
-            signal.reset_after_fork()
 
 
 def _refuse_coroutine_handler(handler: Callable[..., Any]) -> None:

@@ -10,6 +10,7 @@ import contextlib
 import gc
 import itertools
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -25,8 +26,9 @@ from pgsignals.embedded import Postgres
 from pgsignals.testing import Proxy
 from tests.support.admin import Admin
 from tests.support.arrivals import Connect
+from tests.support.waiting import PATIENCE
 
-pytest_plugins = ["pytester"]
+pytest_plugins = ["pytester", "tests.support.pages"]
 
 _FAILED = pytest.StashKey[bool]()
 _numbers = itertools.count(1)
@@ -42,7 +44,19 @@ hypothesis.settings.load_profile("pgsignals")
 def pytest_configure(config: pytest.Config) -> None:
     if not config.pluginmanager.has_plugin("pgsignals"):  # a checkout that is not installed
         config.pluginmanager.register(_pgsignals_pytest, "pgsignals")
+    _take_signals()
     config.addinivalue_line("markers", "spec(*numbers): the behaviours that this test shows")
+
+
+def _take_signals() -> None:
+    """What nohup, or the ``&`` of a script, has us ignore, no program of a test shall ignore."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else _go_on)
+
+
+def _go_on(_: int, __: object) -> None:
+    """Ignore a signal as a handler does, which no other program inherits."""
 
 
 @pytest.hookimpl(wrapper=True)
@@ -83,7 +97,7 @@ def _leaves_nothing_behind(
     yield
     if request.node.stash.get(_FAILED, False):
         return  # the traceback still holds what the test had made
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while left := here() - before:
         assert time.monotonic() < deadline, f"the test left behind: {left}"
         # What only a cycle keeps, or the traceback of a log record, is not left behind.

@@ -25,6 +25,8 @@ LEVELS: list[set[str]] = [
         "_conninfo",
         "_fork",
         "_handlers",
+        "_log",
+        "_reentry",
         "_statements",
         "_states",
         "_waker",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from functools import cache
 
@@ -12,6 +11,7 @@ import pytest
 from pgsignals import cli
 from pgsignals.cli.completion import SCRIPTS, commands_of
 from tests.support.commands import NOWHERE, PGSIGNALS, ROOT, environment
+from tests.support.tools import tool
 
 COMMANDS = {command.name for command in commands_of(cli.parser()) if command.name}
 
@@ -43,11 +43,8 @@ def script(shell: str) -> str:
 
 def ask(shell: str, *arguments: str, text: str) -> str:
     """What a shell prints that reads *text*."""
-    program = shutil.which(shell)
-    if program is None:
-        pytest.skip(f"no {shell} on this machine")
     done = subprocess.run(
-        [program, *arguments],
+        [tool(shell), *arguments],
         input=text,
         env=environment(None, HOME="/nonexistent", TERM="dumb"),
         capture_output=True,

@@ -14,6 +14,7 @@ import psycopg
 import pytest
 
 from pgsignals import Database, Reactor
+from pgsignals._statements import ROUND_TRIP, round_trip
 from pgsignals.cli import _checks
 from pgsignals.cli._checks import examine
 from pgsignals.cli._findings import Finding
@@ -31,6 +32,7 @@ from tests.support.commands import (
     commands,
     environment,
 )
+from tests.support.tools import tool
 from tests.support.waiting import wait_until
 from tests.test_faults_pooler import Bouncer, bouncer  # noqa: F401 - a fixture
 
@@ -533,6 +535,24 @@ def test_listeners_are_counted_by_what_they_did_last(dsn: str, channel: str) -> 
     assert "ear" in check.detail
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        ROUND_TRIP,
+        round_trip([]),
+        "SELECT pg_notification_queue_usage(), pg_is_in_recovery(), NULL",  # of 0.1.0
+    ],
+)
+def test_reactor_is_known_by_its_round_trip(dsn: str, statement: str) -> None:
+    before = examined(dsn)["sessions"].facts["listeners"]
+    with psycopg.connect(dsn, application_name="reactor", autocommit=True) as connection:
+        connection.execute(statement.encode())
+        check = examined(dsn)["sessions"]
+
+    assert check.facts["listeners"] == before + 1
+    assert "reactor" in check.detail
+
+
 @pytest.fixture
 def modest(postgres: Postgres, admin: Admin) -> Iterator[str]:
     """Leads to the server as a role that may open one connection, and see only its own."""
@@ -567,6 +587,7 @@ def test_database_without_an_encoding_is_noted(postgres: Postgres, admin: Admin)
 
 
 def test_encryption_is_told_with_what_it_proves() -> None:
+    tool("openssl")
     try:
         find_binaries(tls=True)
     except EmbeddedError as error:

@@ -30,6 +30,7 @@ from tests.support.commands import (
     one_line,
     stopped_by_the_terminal,
 )
+from tests.support.tools import tool
 from tests.support.waiting import AT_ONCE, PATIENCE, hangs_fail, wait_until
 
 QUICK = ["--interval", "0.1", "--probe-interval", "0.5", "--probe-timeout", "1"]
@@ -415,6 +416,7 @@ def test_no_server_is_one_line(start: Start) -> None:
 
 @hangs_fail
 def test_picture_can_be_made_again(tmp_path: Path) -> None:
+    tool("tmux")
     picture = tmp_path / "top.svg"
     done = subprocess.run(
         [sys.executable, "docs/record.py", "top", "--seconds", "2", "--output", str(picture)],

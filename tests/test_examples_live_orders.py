@@ -153,6 +153,17 @@ SHOWS_BANNER = (
     "!document.getElementById('banner').hidden"
     " && document.getElementById('banner').dataset.kind === '{kind}'"
 )
+#: Short words that take more than a line of their own.
+BROKEN = """
+[...document.querySelectorAll(".state span, .amount, .id, .placed time, #figures dd")]
+  .filter((one) => one.getBoundingClientRect().height > 0)
+  .filter((one) => {
+    const range = document.createRange();
+    range.selectNodeContents(one);
+    return new Set([...range.getClientRects()].map((box) => Math.round(box.top))).size > 1;
+  })
+  .map((one) => one.textContent)
+"""
 ROWS = "document.querySelectorAll('#orders tr').length"
 
 
@@ -193,6 +204,11 @@ def test_page_follows_the_table(shop: Shop) -> None:
     browser.wait_for("document.querySelector('.state span').textContent === 'paid'")
 
     shop.execute("DELETE FROM live_orders")
+    browser.wait_for(f"{ROWS} === 0")
+
+    shop.place(("Ada", "teapot", 1, 1500), ("Grace", "cup", 1, 300))
+    browser.wait_for(f"{ROWS} === 2")
+    shop.execute("TRUNCATE live_orders")
     browser.wait_for(f"{ROWS} === 0")
 
     loaded = "performance.getEntriesByType('resource').map((one) => new URL(one.name).origin)"
@@ -295,12 +311,14 @@ def test_browser_that_does_not_read_holds_nobody_up(shop: Shop) -> None:
 
 def test_page_fits_a_phone(shop: Shop) -> None:
     shop.place(("Wilhelmina Featherstonehaugh-Cholmondeley", "teapot" * 20, 12, 123456789))
-    shop.browser.wait_for(f"{ROWS} === 1")
+    shop.place(("Ada", "Teapot of blue porcelain with a wicker handle", 1, 12345670))
+    shop.browser.wait_for(f"{ROWS} === 2")
     try:
-        for width in (320, 390, 1000):
+        for width in (320, 390, 1000, 1280):
             shop.browser.resize(width, 700)
             wide = shop.browser.evaluate("document.documentElement.scrollWidth")
             assert wide <= width
+            assert shop.browser.evaluate(BROKEN) == [], f"at {width} px"
     finally:
         shop.browser.resize(1000, 700)
 

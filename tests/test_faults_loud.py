@@ -457,6 +457,7 @@ def test_too_many_connections_at_the_start_are_an_error_of_start(boss: Admin, ro
 def test_control_connection_that_finds_no_place_is_a_warning_and_no_loss(
     boss: Admin, role: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.DEBUG, "pgsignals")  # the same warning comes once
     boss.execute("ALTER ROLE app CONNECTION LIMIT 1")
     reactor = Reactor(role, channels=["a"], **QUICK)
     witness = Witness(reactor)

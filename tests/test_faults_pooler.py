@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import pwd
-import shutil
 import socket
 import subprocess
 import tempfile
@@ -22,6 +21,7 @@ from pgsignals import Database, PoolerError, Reactor
 from pgsignals.embedded import Postgres
 from tests.programs.fault_rig import PROBES, QUICK, Witness, free_port, now, session_of
 from tests.support.admin import Admin
+from tests.support.tools import tool
 from tests.support.waiting import AT_ONCE, wait_until
 
 RecordProperty = Callable[[str, object], None]
@@ -75,9 +75,7 @@ class Bouncer:
 
 @pytest.fixture(scope="module")
 def bouncer(postgres: Postgres) -> Iterator[Bouncer]:
-    program = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
-    if program is None:
-        pytest.skip("no pgbouncer on this machine")
+    program = tool("pgbouncer")
     with tempfile.TemporaryDirectory() as directory:
         bouncer = Bouncer(program, postgres, Path(directory))
         yield bouncer

@@ -106,6 +106,30 @@ def test_silence_is_told_in_time_and_mended_and_hurts_nobody_else(
     assert pinger.slowest < BUSY
 
 
+@pytest.mark.parametrize(
+    ("overflow", "size"), [("block", 1000), ("drop_oldest", 7000), ("coalesce", 1000)]
+)
+def test_session_that_delivers_is_not_silent_though_the_answer_stands_behind_a_flood(
+    dsn: str, admin: Admin, channel: str, overflow: Any, size: int
+) -> None:
+    """With "block" a handler takes far longer for the flood than a server has for an answer."""
+    reactor = Reactor(
+        dsn, overflow=overflow, max_backlog=100, probe_interval=0.1, probe_timeout=0.4
+    )
+    witness = Witness(reactor)
+    reactor.on_channel(channel)(lambda db, notification: time.sleep(0.001))
+    with reactor:
+        for _ in range(3):
+            admin.flood(channel, 1000, size)
+        admin.notify(channel, "last")
+        witness.wait_for("last")
+        seen = reactor.status().databases[0].probe_seconds
+        wait_until(lambda: reactor.status().databases[0].probe_seconds != seen)
+
+    assert set(witness.kinds(reactor.databases[0])) <= {"connected", "gap"}
+    assert not [gap for gap in witness.all("gap") if gap.gap.reason != "overflow"]
+
+
 # Silence at a bad moment
 
 

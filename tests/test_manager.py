@@ -544,7 +544,7 @@ def test_idle_event_is_due_under_traffic_that_never_pauses(
             events += 1
             listener.notify(channel)
 
-    assert events > 3
+    assert events >= idles
     assert time.monotonic() - began >= 0.29
 
 

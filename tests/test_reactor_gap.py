@@ -13,6 +13,8 @@ import psycopg
 import pytest
 
 from pgsignals import ConnectionLostError, Database, Gap, Notification, Reactor
+from pgsignals._backlog import Hold
+from pgsignals._burst import Burst
 from pgsignals.embedded import Postgres
 from pgsignals.testing import Proxy
 from tests.support.admin import Admin
@@ -573,7 +575,103 @@ def test_registrations_that_somebody_took_away_are_told_and_mended(
             assert reactor.status().databases[0].channels == tuple(sorted([channel, "another"]))
 
 
+def test_gap_of_lost_registrations_begins_before_them_whatever_canaries_come_in_between(
+    dsn: str, channel: str, admin: Admin
+) -> None:
+    """A round trip that shows the loss is no proof, also where a canary follows before the server
+    is asked what is left."""
+    stop = threading.Event()
+
+    def send_canaries() -> None:
+        with psycopg.connect(dsn, autocommit=True, application_name="tests") as other:
+            while not stop.is_set():
+                other.execute('NOTIFY "pgsignals.probe"')
+
+    sending = Background(send_canaries)
+    try:
+        with psycopg.connect(dsn, autocommit=True, application_name="tests") as connection:
+            database = Database.wrap(connection)
+            with Reactor(database, channels=[channel], probe_interval=0.1) as reactor:
+                record = Record(reactor)
+                for number in range(1, 16):
+                    connection.execute(f"UNLISTEN {channel}")
+                    admin.notify(channel, str(number))
+                    missed = now()
+                    gap = record.await_gaps(number)[-1]
+                    assert str(number) in record.arrived or gap.since <= missed <= gap.until
+    finally:
+        stop.set()
+        sending.result()
+
+
 # Notifications that arrive before all is told
+
+
+@pytest.mark.parametrize("overflow", ["drop_oldest", "block", "coalesce"])
+def test_flood_before_a_session_is_announced_is_told_after_it_and_does_not_end_it(
+    dsn: str, channel: str, admin: Admin, overflow: Any
+) -> None:
+    calls = 0
+
+    def connect() -> psycopg.Connection[Any]:
+        nonlocal calls
+        calls += 1
+        if calls % 2 == 0:  # the control connection: the session listens, and waits for its canary
+            admin.flood(channel, 50)
+            admin.notify(channel, *["equal"] * 20)
+        return psycopg.connect(dsn, autocommit=True)
+
+    reactor = Reactor(
+        Database(connect=connect),
+        channels=[channel],
+        max_backlog=20,
+        overflow=overflow,
+        backoff=(0.01, 0.1),
+        probe_interval=60.0,
+    )
+    record = Record(reactor)
+    with reactor:
+        wait_until(lambda: "equal" in record.arrived)
+        admin.kill(listening_backend(reactor))
+        wait_until(lambda: record.arrived.count("equal") >= (2 if overflow == "coalesce" else 40))
+        status = reactor.status().databases[0]
+
+    assert (status.reconnects, calls) == (1, 4)
+    told = [kind[0] for kind in record.kinds]
+    first, second = {
+        "drop_oldest": ("cg" + "n" * 20, "lcgg" + "n" * 20),
+        "block": ("c" + "n" * 70, "lcg" + "n" * 70),
+        "coalesce": ("cg" + "n" * 20, "lcgg" + "n" * 20),
+    }[overflow]
+    assert "".join(told) == first + second
+    dropped = {"drop_oldest": 50, "block": 0, "coalesce": 31}[overflow]
+    gaps = [gap for gap in record.gaps if gap.reason == "overflow"]
+    assert [gap.dropped for gap in gaps] == ([dropped, dropped] if dropped else [])
+    assert status.dropped == 2 * dropped
+    assert status.received == 140
+    assert all(gap.channels == frozenset([channel]) for gap in gaps)
+
+
+def test_what_is_held_follows_the_policy() -> None:
+    begun, later = now(), now()
+
+    def hold(policy: Any, *payloads: str) -> tuple[list[str], int]:
+        held = Hold(4, policy)
+        for payload in payloads:
+            held.put(Burst([Notification("a", payload, 1)]), begun, later)
+        assert held.received == len(payloads)
+        burst, drops = held.take(begun, later)
+        assert not held
+        assert held.take(begun, later)[1] is None
+        return burst.payloads, drops.count if drops else 0
+
+    numbers = [str(number) for number in range(9)]
+    assert hold("drop_oldest", *numbers) == (numbers[-4:], 5)
+    assert hold("drop_oldest", *numbers[:5]) == (numbers[1:5], 1)
+    assert hold("drop_oldest", *numbers[:4]) == (numbers[:4], 0)
+    assert hold("block", *numbers) == (numbers, 0)
+    assert hold("coalesce", *(["x"] * 9), "y", "x") == (["x", "y"], 0)
+    assert hold("coalesce", *numbers, "8", "0") == (["6", "7", "8", "0"], 6)
 
 
 def test_notifications_that_come_with_the_listen_are_held_until_the_gap_is_told(

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
 import pytest
 
-from pgsignals import ConnectError, ConnectionStateError, Database, Gap, Notification, Reactor
+from pgsignals import (
+    ConnectError,
+    ConnectionStateError,
+    Database,
+    Gap,
+    Notification,
+    Reactor,
+    _reader,
+    _statements,
+)
+from pgsignals._link import Link
+from pgsignals.embedded import Postgres
 from pgsignals.testing import kill_listener
 from tests.support.admin import Admin
-from tests.support.waiting import wait_until
+from tests.support.waiting import Background, wait_until
 
 
 def test_transaction_that_a_handler_leaves_open_is_rolled_back_and_named(
@@ -216,3 +227,230 @@ def test_what_comes_along_with_a_statement_of_the_owner_of_a_wrapped_connection_
                 admin.notify(channel, payload)
                 connection.execute("SELECT 1")
             wait_until(lambda: heard == ["1", "2", "3"])
+
+
+# What raises on the reader
+
+
+class Broken(logging.Filter):
+    """A filter of the program with a bug."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        raise ValueError("a bug of the program")
+
+
+@pytest.fixture
+def broken_log(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whatever the library logs makes a filter of the program raise."""
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    names = [name for name in logging.root.manager.loggerDict if name.startswith("pgsignals")]
+    loggers = [logging.getLogger(name) for name in names]
+    broken = Broken()
+    for logger in loggers:
+        logger.addFilter(broken)
+    yield
+    for logger in loggers:
+        logger.removeFilter(broken)
+
+
+@pytest.mark.usefixtures("broken_log")
+def test_filter_of_the_log_that_raises_ends_nothing(dsn: str, channel: str, admin: Admin) -> None:
+    heard: list[str] = []
+    with Reactor(dsn, dsn, backoff=(0.01, 0.05)) as reactor:
+        reactor.on_channel(channel)(lambda db, notification: heard.append(notification.payload))
+        reactor.on_channel(channel)(lambda db, notification: 1 / 0)
+        for database in reactor.databases:
+            kill_listener(database)
+        wait_until(lambda: [one.reconnects for one in reactor.status().databases] == [1, 1])
+        admin.notify(channel, "1")
+        wait_until(lambda: heard == ["1", "1"])
+
+    assert not reactor.running
+
+
+def test_name_that_one_client_encoding_cannot_hold_costs_no_other_channel_or_database(
+    dsn: str, channel: str, admin: Admin, caplog: pytest.LogCaptureFixture
+) -> None:
+    heard: list[tuple[bool, str]] = []
+    with psycopg.connect(dsn, autocommit=True, client_encoding="latin1") as connection:
+        wrapped = Database.wrap(connection)
+        with Reactor(wrapped, dsn, channels=[channel], probe_interval=0.1) as reactor:
+            reactor.any_channel.connect(
+                lambda db, notification: heard.append((db is wrapped, notification.channel)),
+                weak=False,
+            )
+            reactor.on_channel("\u2713")(lambda db, notification: None)
+            admin.notify("\u2713")
+            admin.notify(channel)
+            wait_until(lambda: len(heard) == 3)
+            reactor.listen(f"{channel}_more")
+            first, second = reactor.status().databases
+
+            assert sorted(heard) == sorted([(True, channel), (False, channel), (False, "\u2713")])
+            assert first.channels == (channel, f"{channel}_more")
+            assert second.channels == (channel, f"{channel}_more", "\u2713")
+            assert "client_encoding" in (first.last_error or "")
+            assert [first.reconnects, second.reconnects] == [0, 0]
+    assert caplog.text.count("client_encoding cannot hold") == 1
+
+
+def test_bug_in_one_link_costs_its_session_alone_and_is_loud(
+    dsn: str,
+    channel: str,
+    admin: Admin,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bugs: list[str] = []
+    heard: list[Database] = []
+    with Reactor(dsn, dsn, channels=[channel], backoff=(0.01, 0.05)) as reactor:
+        reactor.any_channel.connect(lambda db, notification: heard.append(db), weak=False)
+        hurt, other = reactor.databases
+        for name in ("tick", "reconcile", "_drain", "ended", "_answered"):
+            original = getattr(Link, name)
+
+            def fail(link: Link, *args: Any, name: str = name, original: Any = original) -> Any:
+                if link.database is hurt and name not in bugs:
+                    bugs.append(name)
+                    raise LookupError(f"a bug in {name}")
+                return original(link, *args)
+
+            before = reactor.status().databases[0].reconnects
+            with monkeypatch.context() as patch:
+                patch.setattr(Link, name, fail)
+                reactor.listen(f"of_{name}".lower())  # which makes most of them run
+                if name == "ended":
+                    admin.kill(hurt.backend_id)
+                wait_until(lambda: name in bugs)  # noqa: B023
+                wait_until(lambda: reactor.status().databases[0].reconnects > before)  # noqa: B023
+        admin.notify(channel)
+        wait_until(lambda: set(heard) == {hurt, other})
+
+        assert reactor.status().databases[1].reconnects == 0
+    loud = [record for record in caplog.records if record.levelno == logging.CRITICAL]
+    assert len(loud) == 5
+    assert all("bug in pgsignals" in record.getMessage() for record in loud)
+    assert all(record.exc_info for record in loud)
+
+
+@pytest.mark.parametrize("where", ["_turn", "_deliver", "finish"])
+def test_end_of_the_reader_ends_the_reactor_loudly_and_lets_everybody_go(
+    dsn: str,
+    channel: str,
+    where: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    ended: list[BaseException | None] = []
+    reactor = Reactor(dsn, channels=[channel])
+    reactor.stopped.connect(lambda _, error: ended.append(error), weak=False)
+    reactor.start()
+
+    def fail(*_: object) -> None:
+        raise LookupError("a bug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_reader.Reader, where, fail)
+        if where in ("_turn", "_deliver"):
+            reactor.notify(channel)
+        else:
+            Background(reactor.stop).result()
+        assert Background(reactor.join).result()
+        assert Background(reactor.stop).result() in (True, False)
+
+    assert not reactor.running
+    assert len(ended) == 1
+    assert "bug in pgsignals" in caplog.text
+    with reactor:  # and again
+        assert reactor.running
+
+
+# What a server refuses for good
+
+
+@pytest.fixture
+def poor(postgres: Postgres, admin: Admin) -> Iterator[Callable[..., str]]:
+    """Leads to a database of its own, as a role that may not call some functions there."""
+    admin.execute("CREATE DATABASE hardened")
+    admin.execute("CREATE ROLE poor LOGIN PASSWORD 'poor'")
+    with psycopg.connect(postgres.dsn_for("hardened"), autocommit=True) as boss:
+
+        def refuse(*functions: str) -> str:
+            for function in functions:
+                boss.execute(f"REVOKE EXECUTE ON FUNCTION pg_catalog.{function} FROM PUBLIC")
+            return postgres.dsn_for("hardened", user="poor", password="poor")
+
+        yield refuse
+    admin.execute("DROP DATABASE hardened WITH (FORCE)")
+    admin.execute("DROP ROLE poor")
+
+
+@pytest.mark.parametrize(
+    ("functions", "refused"),
+    [
+        (["pg_notification_queue_usage()"], "watching the queue"),
+        (["pg_listening_channels()"], "seeing lost registrations"),
+        (["sha256(bytea)"], "seeing lost registrations"),
+        (["pg_is_in_recovery()"], "seeing a standby"),
+        (["pg_backend_pid()"], "whether a pooler or a standby answers"),
+        (
+            [
+                *("pg_notification_queue_usage()", "pg_listening_channels()", "sha256(bytea)"),
+                *("pg_is_in_recovery()", "pg_backend_pid()", "pg_notify(text, text)"),
+            ],
+            "watching the queue",
+        ),
+    ],
+)
+def test_probing_goes_on_without_what_the_server_refuses(
+    poor: Callable[..., str],
+    channel: str,
+    functions: list[str],
+    refused: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    dsn = poor(*functions)
+    heard: list[str] = []
+    with Reactor(dsn, channels=[channel], probe_interval=0.1, probe_timeout=5.0) as reactor:
+        reactor.any_channel.connect(
+            lambda db, notification: heard.append(notification.payload), weak=False
+        )
+        for _ in range(5):
+            before = reactor.status().databases[0].probe_seconds
+            wait_until(lambda: reactor.status().databases[0].probe_seconds != before)  # noqa: B023
+        status = reactor.status().databases[0]
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            connection.execute(f"NOTIFY {channel}, 'heard'")
+        wait_until(lambda: heard == ["heard"])
+
+        assert (status.state, status.reconnects, status.gaps) == ("listening", 0, 0)
+        assert refused in (status.last_error or "")
+        assert "42501" in (status.last_error or "")
+    assert caplog.text.count("goes on without what the server refuses") == 1
+
+
+def test_what_is_refused_while_it_runs_is_no_loss(
+    poor: Callable[..., str], channel: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Reactor(poor(), channels=[channel], probe_interval=0.1, probe_timeout=5.0) as reactor:
+        wait_until(lambda: reactor.status().databases[0].queue_usage is not None)
+        poor("pg_notification_queue_usage()", "sha256(bytea)")
+        wait_until(lambda: "goes on without" in caplog.text)
+        for _ in range(3):
+            before = reactor.status().databases[0].probe_seconds
+            wait_until(lambda: reactor.status().databases[0].probe_seconds != before)  # noqa: B023
+
+        assert reactor.status().databases[0].reconnects == 0
+
+
+def test_setting_that_the_server_does_not_know_is_left_out(
+    dsn: str, channel: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(_statements.GUARDS, "setting_of_the_future", "0")
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        with Reactor(Database.wrap(connection), channels=[channel]):
+            said = connection.execute("SHOW tcp_user_timeout").fetchone()
+
+        assert said == ("30000",)
+    assert "SET setting_of_the_future" in caplog.text
+    assert "42704" in caplog.text

@@ -565,3 +565,30 @@ def test_connect_that_fails_for_a_while_is_tried_again(dsn: str, admin: Admin) -
         wait_until(lambda: reactor.status().databases[0].reconnects == 1)
 
     assert not failures
+
+
+def test_session_of_a_worker_is_renewed_after_a_loss(dsn: str, channel: str, admin: Admin) -> None:
+    """What ended the listening session may have ended it, too, and without a word."""
+    with Reactor(dsn, backoff=(0.01, 0.05)) as reactor:
+        run = InHandler(reactor, channel)
+        first = run(lambda db: row(db, "SELECT pg_backend_pid()"))
+        admin.kill(reactor.databases[0].backend_id)
+        wait_until(lambda: reactor.status().databases[0].reconnects == 1)
+        second = run(lambda db: row(db, "SELECT pg_backend_pid()"))
+
+        assert second != first
+        assert run(lambda db: row(db, "SELECT pg_backend_pid()")) == second
+
+
+def test_session_of_a_worker_is_not_renewed_in_the_midst_of_a_transaction(
+    dsn: str, channel: str, admin: Admin
+) -> None:
+    def lose_within(db: Database) -> bool:
+        with db.transaction():
+            first = row(db, "SELECT pg_backend_pid()")
+            admin.kill(reactor.databases[0].backend_id)
+            wait_until(lambda: reactor.status().databases[0].reconnects == 1)
+            return bool(row(db, "SELECT pg_backend_pid()") == first)
+
+    with Reactor(dsn, backoff=(0.01, 0.05)) as reactor:
+        assert InHandler(reactor, channel)(lose_within)

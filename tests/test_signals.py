@@ -362,7 +362,7 @@ def test_no_lock_is_held_while_receiver_connected_runs(orders: ChannelSignal) ->
         if not seen:
             seen.append(True)
             other = Background(orders.connect, print)
-            other.result(5)
+            other.result()
 
     orders.receiver_connected.connect(watch)
     _, (a,) = receivers("a")

@@ -7,9 +7,11 @@ import re
 import sys
 import threading
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
 
 import pgsignals
@@ -168,14 +170,21 @@ def test_capture_whose_session_ended_proves_nothing(dsn: str, channel: str, admi
         assert "session of the capture has ended" in message(look)
 
 
+@pytest.fixture
+def owned(dsn: str) -> Iterator[Any]:
+    """A connection of psycopg's, in autocommit."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        yield connection
+
+
 @pytest.mark.parametrize("kind", ["a database", "a wrapped one", "a reactor"])
 def test_capture_leaves_the_session_of_its_database_alone(
-    kind: str, dsn: str, connect: Connect, channel: str, admin: Admin
+    kind: str, dsn: str, connect: Connect, channel: str, admin: Admin, owned: Any
 ) -> None:
     database = connect()
     target: Database | Reactor = database
     if kind == "a wrapped one":
-        target = Database.wrap(database.connection)
+        database = target = Database.wrap(owned)
     elif kind == "a reactor":
         target = Reactor(dsn)
     with capture(channel, database=target) as captured:

@@ -132,22 +132,35 @@ class _Read:
 TABLE = "pgsignals_example_cache"
 SCHEMA = f"""
 DROP TABLE IF EXISTS {TABLE};
-CREATE TABLE {TABLE} (item text PRIMARY KEY, cents int NOT NULL);
+CREATE TABLE {TABLE} (item pg_catalog.text PRIMARY KEY, cents int NOT NULL);
 
--- Whoever writes, in whatever way, tells it: an UPDATE of the key tells both keys.
-CREATE OR REPLACE FUNCTION {TABLE}_tell() RETURNS trigger LANGUAGE plpgsql AS $$
+-- Every write announces its key, and an UPDATE of the key both of them.  One that is too long for a
+-- payload would fail the write, so it announces all of them.
+CREATE OR REPLACE FUNCTION {TABLE}_tell() RETURNS trigger LANGUAGE plpgsql
+SET search_path = '' AS $$
+DECLARE
+    item pg_catalog.text;
 BEGIN
-    IF TG_OP <> 'INSERT' THEN PERFORM pg_notify('{TABLE}', OLD.item); END IF;
-    IF TG_OP <> 'DELETE' THEN PERFORM pg_notify('{TABLE}', NEW.item); END IF;
+    FOREACH item IN ARRAY CASE TG_OP
+        WHEN 'INSERT' THEN ARRAY[NEW.item]
+        WHEN 'DELETE' THEN ARRAY[OLD.item]
+        ELSE ARRAY[OLD.item, NEW.item]
+    END LOOP
+        IF pg_catalog.octet_length(item) > 7999 THEN
+            item := '';
+        END IF;
+        PERFORM pg_catalog.pg_notify('{TABLE}', item);
+    END LOOP;
     RETURN NULL;
 END $$;
 CREATE TRIGGER tell AFTER INSERT OR UPDATE OR DELETE ON {TABLE}
     FOR EACH ROW EXECUTE FUNCTION {TABLE}_tell();
 
 -- No payload: all of them.
-CREATE OR REPLACE FUNCTION {TABLE}_tell_all() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION {TABLE}_tell_all() RETURNS trigger LANGUAGE plpgsql
+SET search_path = '' AS $$
 BEGIN
-    PERFORM pg_notify('{TABLE}', '');
+    PERFORM pg_catalog.pg_notify('{TABLE}', '');
     RETURN NULL;
 END $$;
 CREATE TRIGGER tell_all AFTER TRUNCATE ON {TABLE}
@@ -167,7 +180,7 @@ def prices(engine: Engine, reactor: Reactor) -> ReadThrough[int | None]:
     """A cache of the table; None for what is not in it."""
 
     def load(item: str) -> int | None:
-        query = text(f"SELECT cents FROM {TABLE} WHERE item = :item")
+        query = text(f"SELECT cents FROM {TABLE} WHERE item OPERATOR(pg_catalog.=) :item")
         with engine.connect() as connection:  # begins a transaction, and ends it
             cents: int | None = connection.execute(query, {"item": item}).scalar()
             return cents
@@ -200,12 +213,12 @@ def run(dsn: str, engine: Engine) -> int:
         for _ in range(1000):
             cache.get("cup")
         print(f"read it 1,000 times more: {cache.loads} reads of the table")
-        execute(f"UPDATE {TABLE} SET cents = 250 WHERE item = 'cup'")
+        execute(f"UPDATE {TABLE} SET cents = 250")
         right &= read_until(250)
 
         print("ending the listening session, and changing the price")
-        execute("SELECT pg_terminate_backend(:pid)", pid=reactor.databases[0].backend_id)
-        execute(f"UPDATE {TABLE} SET cents = 200 WHERE item = 'cup'")
+        execute("SELECT pg_catalog.pg_terminate_backend(:pid)", pid=reactor.databases[0].backend_id)
+        execute(f"UPDATE {TABLE} SET cents = 200")
         right &= read_until(200)
     print("the cache was right" if right else "the cache was wrong")
     return 0 if right else 1

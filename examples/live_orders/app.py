@@ -40,7 +40,9 @@ SHOWN = 50  # orders on the page
 HEARTBEAT = 15.0  # seconds; writing is the only way to notice that a browser has gone
 COLUMNS = "id, customer, item, quantity, cents, state, placed"
 NEWEST = f"SELECT {COLUMNS} FROM live_orders ORDER BY id DESC LIMIT {SHOWN}"
-CHANGED = f"SELECT {COLUMNS} FROM live_orders WHERE id = ANY(%s)"
+CHANGED = (
+    f"SELECT {COLUMNS} FROM live_orders WHERE id OPERATOR(pg_catalog.=) ANY (%s::pg_catalog.int8[])"
+)
 
 #: What one browser has still to be sent; None ends its stream.
 Mailbox: TypeAlias = "queue.Queue[str | None]"
@@ -107,13 +109,13 @@ class LiveOrders:
     def changed(
         self, db: Database, *, notifications: list[Notification], values: list[int]
     ) -> None:
-        """Some orders were inserted, updated or deleted: read those, or everything."""
+        """Some orders were inserted, updated or deleted, or all truncated: read them."""
         ids = set(values)
         with self._or_start_again():
             rows = read(db, CHANGED, list(ids)) if len(ids) <= SHOWN else []
             if len(rows) == len(ids):
                 self.browsers.publish(event("changed", orders=rows))
-            else:  # some are deleted, or too many to show
+            else:  # some are gone, or too many to show
                 self.browsers.publish(event("all", orders=read(db, NEWEST)))
 
     def lost(self, db: Database, *, reason: str, error: ConnectionLostError) -> None:

@@ -1,19 +1,23 @@
--- Run at every start of a worker; may be run again, and by several at once.
-SELECT pg_advisory_xact_lock(hashtext('pgsignals example: jobs'));
+-- Run at every start of a worker; may be run again, and by several at once.  Names of PostgreSQL's
+-- own are qualified, so that nothing that others have put on the search_path is called.
+SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtext('pgsignals example: jobs'));
 
 CREATE TABLE IF NOT EXISTS jobs (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    payload text NOT NULL,
-    state text NOT NULL DEFAULT 'ready' CHECK (state IN ('ready', 'done', 'failed')),
-    finished timestamptz,
-    worker text,
-    error text
+    payload pg_catalog.text NOT NULL,
+    state pg_catalog.text NOT NULL DEFAULT 'ready'
+        CHECK (state OPERATOR(pg_catalog.=) ANY (ARRAY['ready', 'done', 'failed'])),
+    finished pg_catalog.timestamptz,
+    worker pg_catalog.text,
+    error pg_catalog.text
 );
-CREATE INDEX IF NOT EXISTS jobs_ready ON jobs (id) WHERE state = 'ready';
+CREATE INDEX IF NOT EXISTS jobs_ready ON jobs (id)
+    WHERE state OPERATOR(pg_catalog.=) 'ready';
 
-CREATE OR REPLACE FUNCTION jobs_tell() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION jobs_tell() RETURNS trigger LANGUAGE plpgsql
+SET search_path = '' AS $$
 BEGIN
-    PERFORM pg_notify('jobs', '');
+    PERFORM pg_catalog.pg_notify('jobs', '');
     RETURN NULL;
 END $$;
 
@@ -21,4 +25,4 @@ END $$;
 CREATE OR REPLACE TRIGGER tell_new AFTER INSERT ON jobs
     FOR EACH STATEMENT EXECUTE FUNCTION jobs_tell();
 CREATE OR REPLACE TRIGGER tell_again AFTER UPDATE OF state ON jobs
-    FOR EACH ROW WHEN (NEW.state = 'ready') EXECUTE FUNCTION jobs_tell();
+    FOR EACH ROW WHEN (NEW.state OPERATOR(pg_catalog.=) 'ready') EXECUTE FUNCTION jobs_tell();

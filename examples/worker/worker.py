@@ -32,10 +32,17 @@ POLL = 30.0  # seconds; after so long it looks without having been woken
 RETRY = 1.0  # seconds, after the session was lost
 
 NEXT = (
-    "SELECT id, payload FROM jobs WHERE state = 'ready' ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED"
+    "SELECT id, payload FROM jobs WHERE state OPERATOR(pg_catalog.=) 'ready'"
+    " ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED"
 )
-DONE = "UPDATE jobs SET state = 'done', finished = now(), worker = %s WHERE id = %s"
-FAILED = "UPDATE jobs SET state = 'failed', finished = now(), worker = %s, error = %s WHERE id = %s"
+DONE = (
+    "UPDATE jobs SET state = 'done', finished = pg_catalog.now(), worker = %s"
+    " WHERE id OPERATOR(pg_catalog.=) %s"
+)
+FAILED = (
+    "UPDATE jobs SET state = 'failed', finished = pg_catalog.now(), worker = %s, error = %s"
+    " WHERE id OPERATOR(pg_catalog.=) %s"
+)
 
 #: Does one job.  What it writes with the database is committed with the job, or not at all.
 Perform: TypeAlias = Callable[[Database, str], None]

@@ -22,6 +22,7 @@ from pgsignals._statements import (
     QUEUE_USAGE,
     ROUND_TRIP_BEGINS,
     WHO,
+    describe_holder,
 )
 from pgsignals.cli._delivery import Delivery
 from pgsignals.cli._findings import Finding, for_refusal
@@ -69,7 +70,7 @@ ACTIVITY = (
     "SELECT CASE WHEN application_name OPERATOR(pg_catalog.<>) ''::pg_catalog.text "
     "THEN application_name ELSE 'no name'::pg_catalog.text END, "
     "datname OPERATOR(pg_catalog.=) pg_catalog.current_database(), "
-    "query OPERATOR(pg_catalog.~*) '^\\s*listen\\s'::pg_catalog.text "
+    "query OPERATOR(pg_catalog.~*) '^[[:space:]]*listen[[:space:]]'::pg_catalog.text "
     f"OR pg_catalog.starts_with(query, '{ROUND_TRIP_BEGINS}'::pg_catalog.text) "
     f"OR pg_catalog.starts_with(query, '{OLD_ROUND_TRIP_BEGINS}'::pg_catalog.text), "
     "query OPERATOR(pg_catalog.=) '<insufficient privilege>'::pg_catalog.text "
@@ -144,12 +145,7 @@ class Examination:
 
     def _ask(self, sql: str) -> list[tuple[Any, ...]]:
         """The rows of *sql*, or the end of the session when they take too long."""
-        rows = self._in_time(lambda: self._session.query(sql))
-        text = self._session.text
-        return [
-            tuple(text(value) if isinstance(value, bytes) else value for value in row)
-            for row in rows
-        ]
+        return self._in_time(lambda: self._session.query_text(sql))
 
     def _in_time(self, run: Callable[[], T]) -> T:
         def give_up() -> None:
@@ -236,7 +232,8 @@ class Examination:
 
     def _queue(self) -> Finding:
         [[usage]] = self._ask(QUEUE)
-        holders = [row[0] for row in self._ask(QUEUE_HOLDERS)] if usage else []
+        rows = self._ask(QUEUE_HOLDERS) if usage else []
+        holders = [describe_holder(row) for row in rows]
         facts = {"usage": usage, "holders": holders}
         text = f"{100 * usage:.4g} % full"
         if holders:

@@ -250,6 +250,8 @@ class Censor:
     """A TCP proxy that understands what a server says.
 
     :ivar withholds: whether notifications are swallowed, while all else passes.
+    :ivar notifications: how many have come and were let through, or are just about to be.
+    :ivar held: those that wait in us since :meth:`hold`, while all else passes.
     :ivar hangs_after: how many messages of each connection pass, before silence.
     :ivar lets_listen: clear it, and a LISTEN waits in us until it is set.
     :ivar listen_waits: set while one waits.
@@ -257,8 +259,12 @@ class Censor:
 
     def __init__(self, server_port: int) -> None:
         self._server_port = server_port
-        self.withheld = 0
+        self.notifications = self.withheld = 0
         self.withholds = False
+        self.held = b""
+        self._holds = False
+        self._holds_for: socket.socket | None = None
+        self._sending = threading.Lock()
         self.hangs_after: int | None = None
         self.lets_listen, self.listen_waits = threading.Event(), threading.Event()
         self.lets_listen.set()
@@ -280,6 +286,19 @@ class Censor:
             thread.join(10)
         for end in (self._listener, *self._ends):
             end.close()
+
+    def hold(self) -> None:
+        """Let answers overtake notifications, as a pooler may that has a session for each."""
+        with self._sending:
+            self._holds = True
+
+    def release(self) -> None:
+        """Hand over what has waited since :meth:`hold`, in one piece."""
+        with self._sending:
+            self._holds = False
+            if self._holds_for is not None:
+                self._holds_for.sendall(self.held)
+            self.held = b""
 
     def _start(self, run: Callable[..., None], *arguments: object) -> None:
         thread = threading.Thread(target=run, args=arguments, name="test-censor", daemon=True)
@@ -321,16 +340,21 @@ class Censor:
                     data = b""
                     continue
                 plain = True
-                through = b""
-                while len(data) >= 5 and len(data) > (size := int.from_bytes(data[1:5])):
-                    message, data = data[: size + 1], data[size + 1 :]
-                    if message[:1] == b"A" and self.withholds:
-                        self.withheld += 1
-                    else:
-                        passed += 1
-                        if self.hangs_after is None or passed <= self.hangs_after:
-                            through += message
-                client.sendall(through)
+                with self._sending:
+                    through = b""
+                    while len(data) >= 5 and len(data) > (size := int.from_bytes(data[1:5])):
+                        message, data = data[: size + 1], data[size + 1 :]
+                        if message[:1] == b"A" and self.withholds:
+                            self.withheld += 1
+                        elif message[:1] == b"A" and self._holds:
+                            self.held += message
+                            self._holds_for = client
+                        else:
+                            passed += 1
+                            self.notifications += message[:1] == b"A"
+                            if self.hangs_after is None or passed <= self.hangs_after:
+                                through += message
+                    client.sendall(through)
         self._end(client)
 
     @staticmethod

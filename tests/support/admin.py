@@ -12,6 +12,8 @@ import psycopg
 
 from tests.support.waiting import wait_until
 
+NOTIFY = "SELECT pg_catalog.pg_notify(%s::pg_catalog.text, %s::pg_catalog.text)"
+
 
 class Admin:
     """Looks and acts from outside, over plain psycopg."""
@@ -31,14 +33,18 @@ class Admin:
     def notify(self, channel: str, *payloads: str) -> None:
         """Send notifications, each in a transaction of its own; without payloads, one."""
         for payload in payloads or ("",):
-            self.execute("SELECT pg_notify(%s, %s)", channel, payload)
+            self.execute(NOTIFY, channel, payload)
 
     def flood(self, channel: str, count: int, size: int = 0) -> None:
         """Send *count* notifications in one transaction: 1, 2, 3, each padded to *size*."""
         self.execute(
-            "SELECT count(pg_notify(%s, rpad(i::text, greatest(%s, length(i::text)), '.')))"
-            " FROM generate_series(1, %s) AS i",
+            "SELECT pg_catalog.count(pg_catalog.pg_notify(%s::pg_catalog.text, pg_catalog.rpad("
+            "i::pg_catalog.text, CASE WHEN pg_catalog.length(i::pg_catalog.text) "
+            "OPERATOR(pg_catalog.>) %s::pg_catalog.int4 THEN pg_catalog.length(i::pg_catalog.text) "
+            "ELSE %s::pg_catalog.int4 END, '.'::pg_catalog.text)))"
+            " FROM pg_catalog.generate_series(1, %s::pg_catalog.int4) AS i",
             channel,
+            size,
             size,
             count,
         )
@@ -46,14 +52,15 @@ class Admin:
     def sessions(self) -> dict[int, str]:
         """The backends of all other clients, with what they call themselves."""
         rows = self.execute(
-            "SELECT pid, application_name FROM pg_stat_activity"
-            " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+            "SELECT pid, application_name FROM pg_catalog.pg_stat_activity"
+            " WHERE backend_type OPERATOR(pg_catalog.=) 'client backend'::pg_catalog.text"
+            " AND pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid()"
         )
         return dict(rows)
 
     def kill(self, pid: int) -> None:
         """End a session, as an administrator does, and return when its socket is closed."""
-        self.execute("SELECT pg_terminate_backend(%s)", pid)
+        self.execute("SELECT pg_catalog.pg_terminate_backend(%s::pg_catalog.int4)", pid)
         wait_until(lambda: not exists(pid), why=f"backend {pid} did not end")
 
     def close(self) -> None:

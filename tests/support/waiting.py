@@ -24,7 +24,7 @@ LONG = 30.0
 AT_ONCE = 10.0
 
 #: For tests that wait in the main thread: what hangs there fails, and the run goes on.
-hangs_fail = pytest.mark.timeout(45, method="signal")
+hangs_fail = pytest.mark.timeout(90, method="signal")
 
 
 def wait_until(

@@ -21,7 +21,7 @@ CHANNEL = "shop.orders"
 def tell(instance: Order, using: str, **_: Any) -> None:
     """Notify in the transaction that saves: it is sent when that commits, or not at all."""
     with connections[using].cursor() as cursor:
-        cursor.execute("SELECT pg_notify(%s, %s)", [CHANNEL, str(instance.pk)])
+        cursor.execute("SELECT pg_catalog.pg_notify(%s, %s)", [CHANNEL, str(instance.pk)])
 
 
 @on_channel(CHANNEL)

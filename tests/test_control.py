@@ -1,0 +1,110 @@
+"""The connection beside the listening one: when it is opened, kept, renewed and closed."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from pgsignals import ClosedError, Database, Reactor, _control
+from pgsignals._control import Control
+from tests.support.admin import Admin
+from tests.support.arrivals import Connect, payloads, take
+from tests.support.waiting import AT_ONCE, PATIENCE, Background, wait_until
+
+
+@pytest.fixture
+def control(dsn: str) -> Iterator[Control]:
+    control = Control(Database(dsn), lambda: None)
+    yield control
+    control.close(time.monotonic() + PATIENCE)
+
+
+def backend(control: Control) -> int:
+    ((pid,),) = control.query("SELECT pg_catalog.pg_backend_pid()")
+    return int(pid)
+
+
+def test_control_session_that_has_just_been_used_is_not_closed_for_want_of_use(
+    control: Control,
+) -> None:
+    """The reader may have found it unused a moment before somebody used it."""
+    first = backend(control)
+    found_unused_at = time.monotonic()
+    assert backend(control) == first
+
+    control.close_unused(found_unused_at)
+
+    assert backend(control) == first
+
+
+def test_control_session_is_closed_for_want_of_use(control: Control, admin: Admin) -> None:
+    first = backend(control)
+
+    control.close_unused(time.monotonic() + _control.KEPT + 1)
+
+    wait_until(lambda: first not in admin.sessions())
+    assert backend(control) != first
+
+
+def test_reactor_closes_a_control_session_that_nobody_uses(
+    dsn: str, admin: Admin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_control, "KEPT", 0.2)
+    before = set(admin.sessions())
+    with Reactor(dsn, probe_interval=None) as reactor:
+        alone = len(set(admin.sessions()) - before)
+        reactor.notify("x")
+        wait_until(lambda: len(set(admin.sessions()) - before) == alone)
+        assert reactor.notify("x") == 1
+
+
+def test_control_session_that_is_doubted_is_opened_anew(control: Control) -> None:
+    first = backend(control)
+    control.doubt()
+    second = backend(control)
+
+    assert second != first
+    assert backend(control) == second
+
+
+class Slow:
+    """A ``connect=`` whose calls after the first wait for :attr:`go_on`."""
+
+    def __init__(self, dsn: str) -> None:
+        self.waits, self.go_on = threading.Event(), threading.Event()
+        self._dsn = dsn
+        self._calls = 0
+        self.connections: list[psycopg.Connection[Any]] = []
+
+    def __call__(self) -> psycopg.Connection[Any]:
+        self._calls += 1
+        if self._calls > 1:
+            self.waits.set()
+            self.go_on.wait(2 * PATIENCE)
+        self.connections.append(psycopg.connect(self._dsn, autocommit=True))
+        return self.connections[-1]
+
+
+def test_control_session_that_opens_after_the_end_is_closed_and_notifies_nobody(
+    dsn: str, connect: Connect, channel: str, admin: Admin
+) -> None:
+    witness = connect()
+    witness.listen(channel)
+    slow = Slow(dsn)
+    reactor = Reactor(Database(connect=slow), probe_interval=None)
+    reactor.start()
+    notifying = Background(reactor.notify, channel)
+    assert slow.waits.wait(PATIENCE)
+    assert reactor.stop()
+    slow.go_on.set()
+
+    with pytest.raises(ClosedError):
+        notifying.result(AT_ONCE)
+    assert all(connection.closed for connection in slow.connections)
+    admin.notify(channel, "mark")
+    assert payloads(take(witness, 1)) == ["mark"]

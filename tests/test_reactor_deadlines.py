@@ -1,0 +1,69 @@
+"""Deadlines are the server's: a reader that could not look for a while blames nobody."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import psycopg
+
+from pgsignals import Database, Reactor
+from pgsignals.testing import Proxy
+from tests.programs.fault_rig import Witness
+from tests.support.admin import Admin
+from tests.support.waiting import PATIENCE, wait_until
+
+DEADLINE = 3.0
+
+
+class Ways:
+    """A ``connect=``: the first connection, which listens, over *first*, all others over *then*."""
+
+    def __init__(self, first: str, then: str) -> None:
+        self._dsns = [then, first]
+
+    def __call__(self) -> psycopg.Connection[Any]:
+        dsn = self._dsns.pop() if len(self._dsns) > 1 else self._dsns[0]
+        return psycopg.connect(dsn, autocommit=True)
+
+
+def test_answer_that_came_in_time_counts_however_late_the_reader_looks(
+    dsn: str, proxied: str, proxy: Proxy, channel: str, admin: Admin
+) -> None:
+    """Under "block" the reader waits for a handler, over the deadline of another database."""
+    flooded, probed = Database(dsn), Database(connect=Ways(proxied, dsn))
+    begun, gate = threading.Event(), threading.Event()
+    reactor = Reactor(
+        flooded,
+        probed,
+        overflow="block",
+        max_backlog=1,
+        probe_interval=0.2,
+        probe_timeout=DEADLINE,
+    )
+    witness = Witness(reactor)
+
+    @reactor.on_channel(channel, sender=flooded)
+    def handle(*_: object, **__: object) -> None:
+        begun.set()
+        gate.wait(2 * PATIENCE)
+
+    with reactor:
+        admin.notify(channel, "1")
+        assert begun.wait(PATIENCE)
+        proxy.freeze("to_server")
+        wait_until(lambda: proxy.held("to_server"), why="no probe was sent")
+        late = time.monotonic() + DEADLINE
+        admin.notify(channel, "2", "3")  # one waits, the other finds no space
+        wait_until(lambda: reactor.status().databases[0].received == 3)
+        passed = proxy.forwarded("to_client")
+        proxy.thaw("to_server")
+        wait_until(lambda: proxy.forwarded("to_client") > passed, why="no answer came")
+        wait_until(lambda: time.monotonic() > late)
+        gate.set()
+        reactor.listen(f"{channel} more", database=probed)
+        admin.notify(f"{channel} more", "4")
+        witness.wait_for("4")
+
+        assert witness.kinds(probed) == witness.kinds(flooded) == ["connected"]

@@ -1,0 +1,127 @@
+"""What a stop still hears: all that had come, and what the reactor itself had notified."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+import pytest
+
+from pgsignals import Database, Notification, Reactor, _reader
+from pgsignals.testing import Proxy
+from tests.support.admin import Admin, stopped
+from tests.support.arrivals import Connect
+from tests.support.waiting import LONG, PATIENCE, Background, wait_until
+
+
+class Ways:
+    """A ``connect=``: one connection over each of *dsns*, and all others over the last.
+
+    The first one of a reactor is the one that listens.
+    """
+
+    def __init__(self, *dsns: str) -> None:
+        self._dsns = list(dsns)
+
+    def __call__(self) -> psycopg.Connection[Any]:
+        dsn = self._dsns.pop(0) if len(self._dsns) > 1 else self._dsns[0]
+        return psycopg.connect(dsn, autocommit=True)
+
+
+class Heard:
+    """What arrives on a channel of the first database; the first call waits for :meth:`go_on`."""
+
+    def __init__(self, reactor: Reactor, name: str) -> None:
+        self.payloads: list[str] = []
+        self._gate = threading.Event()
+        reactor.on_channel(name, sender=reactor.databases[0])(self._handle)
+
+    def _handle(self, _: Database, notification: Notification) -> None:
+        self.payloads.append(notification.payload)
+        self._gate.wait(2 * PATIENCE)
+
+    def go_on(self) -> None:
+        self._gate.set()
+
+
+def received(reactor: Reactor) -> int:
+    return reactor.status().databases[0].received
+
+
+def state_of(reactor: Reactor) -> str:
+    return reactor.status().databases[0].state
+
+
+def idle_since(admin: Admin, moment: Any) -> Callable[[int], bool]:
+    """Whether a backend has begun and answered a statement since *moment*."""
+
+    def idle(pid: int) -> bool:
+        rows = admin.execute(
+            "SELECT state = 'idle' AND query_start > %s FROM pg_stat_activity WHERE pid = %s",
+            moment,
+            pid,
+        )
+        return rows == [(True,)]
+
+    return idle
+
+
+def has_been_given_back(admin: Admin, backend: int) -> bool:
+    """Whether the last statement of a backend has taken our LISTENs off it."""
+    ((query,),) = admin.execute("SELECT query FROM pg_stat_activity WHERE pid = %s", backend)
+    return str(query).startswith("UNLISTEN")
+
+
+def test_stop_hears_what_lies_in_the_socket_of_a_reactor_that_waits_for_space(
+    proxied: str, proxy: Proxy, channel: str, admin: Admin
+) -> None:
+    reactor = Reactor(proxied, overflow="block", max_backlog=2, probe_interval=None)
+    heard = Heard(reactor, channel)
+    reactor.start()
+    admin.notify(channel, "1", "2", "3", "4")
+    wait_until(lambda: received(reactor) == 4)  # one is handled, two wait, one finds no space
+    passed = proxy.forwarded("to_client")
+    admin.notify(channel, "5")
+    wait_until(lambda: proxy.forwarded("to_client") > passed)
+    stopping = Background(reactor.stop)
+    wait_until(lambda: state_of(reactor) == "stopped")
+    heard.go_on()
+
+    assert stopping.result()
+    assert heard.payloads == ["1", "2", "3", "4", "5"]
+
+
+def test_stop_hears_what_was_notified_after_the_server_had_answered_the_probe_under_way(
+    dsn: str,
+    proxied: str,
+    proxy: Proxy,
+    connect: Connect,
+    channel: str,
+    admin: Admin,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """That answer is on its way, and fetches nothing; another one has to be asked for."""
+    monkeypatch.setattr(_reader, "LAST_ANSWERS", LONG)
+    database, other = Database(connect=Ways(proxied, dsn)), connect()
+    reactor = Reactor(database, other, probe_interval=0.2, probe_timeout=LONG)
+    heard = Heard(reactor, channel)
+    heard.go_on()
+    reactor.start()
+    backend = database.backend_id
+    proxy.freeze("to_client")
+    ((moment,),) = admin.execute("SELECT clock_timestamp()")
+    answered = idle_since(admin, moment)
+    wait_until(lambda: answered(backend), why="no probe was answered")
+    with stopped(backend):
+        reactor.notify((channel, "the last one"), database=database)
+        asked = proxy.forwarded("to_server")
+        stopping = Background(reactor.stop)
+        # The stop gives the other session back; then the reader waits for the last answers.
+        wait_until(lambda: has_been_given_back(admin, other.backend_id))
+        proxy.thaw("to_client")
+        wait_until(lambda: proxy.forwarded("to_server") > asked or state_of(reactor) == "stopped")
+
+    assert stopping.result(LONG)
+    assert heard.payloads == ["the last one"]
