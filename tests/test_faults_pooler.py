@@ -247,7 +247,7 @@ def test_registrations_that_somebody_takes_away_come_back_with_a_gap(
             assert gap.since <= before
             assert after <= gap.until
         else:
-            wait_until(lambda: "took 1 registrations" in caplog.text)
+            wait_until(lambda: "1 registrations were taken away" in caplog.text)
         admin.notify(channel, "after")
         witness.wait_for("after")
 

@@ -44,7 +44,7 @@ from tests.support.waiting import AT_ONCE, Background, wait_until
 
 #: Where a call is made in the middle of our own code: a method, and whether it needs "block".
 PLACES: dict[str, tuple[type[Any], str]] = {
-    "the reader queues, with the backlog's lock": (_backlog.Backlog, "_segments"),
+    "the reader queues, with the backlog's lock": (_backlog.Backlog, "_append"),
     "a worker begins, with the backlog's lock": (_backlog.Backlog, "_first_segment"),
     "a worker is done, with the backlog's lock": (_backlog.Backlog, "_one_is_done"),
     "the reader reads, with psycopg's lock": (_driver.Session, "_take_notifies"),
