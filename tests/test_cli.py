@@ -251,7 +251,7 @@ def test_command_is_documented(name: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert f"**Synopsis:** `{usage}`" in section
     assert "**Exit status:** 0 " in section
     assert "```sh\npgsignals " in section
-    for option in re.findall(r"\[(--[^]]*(?:\]PORT)?)\]", usage):
+    for option in re.findall(r"\[(--[^]]*(?:\](?:PORT|(?=\])))?)\]", usage):
         assert f"| `{option}` |" in section
 
 

@@ -109,6 +109,80 @@ def test_keys_pause_and_filter(dsn: str, admin: Admin) -> None:
         assert terminal.status(AT_ONCE) == 0
 
 
+def test_keys_sort(dsn: str, admin: Admin) -> None:
+    with top("carts", "baskets", "apples", dsn=dsn) as terminal:
+        terminal.shows("carts", "listening")
+        admin.flood("apples", 3)
+        admin.flood("baskets", 5)
+        terminal.shows(" 3 ", " 5 ")
+
+        def order() -> list[str]:
+            text = terminal.screen.text
+            return sorted(("carts", "baskets", "apples"), key=text.index)
+
+        assert order() == ["carts", "baskets", "apples"]
+        terminal.press("s")
+        terminal.shows("by per second")
+        terminal.press("s")
+        terminal.shows("by total")
+        wait_until(lambda: order() == ["baskets", "apples", "carts"])
+        terminal.press("S")
+        terminal.shows("by name")
+        wait_until(lambda: order() == ["apples", "baskets", "carts"])
+        terminal.press("s")
+        wait_until(lambda: order() == ["carts", "baskets", "apples"])
+        terminal.press("q")
+
+        assert terminal.status(AT_ONCE) == 0
+
+
+def test_keys_are_explained(dsn: str) -> None:
+    with top("orders", dsn=dsn) as terminal:
+        terminal.shows("? keys", "listening")
+        terminal.press("?")
+        terminal.shows("as given, per second, total, by name", "p, space", "f, /")
+        assert terminal.fits()
+        terminal.press("?")
+        wait_until(lambda: "p, space" not in terminal.screen.text)
+        terminal.press("q")
+
+        assert terminal.status(AT_ONCE) == 0
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_narrow_window_keeps_state_and_headings(
+    dsn: str, admin: Admin, channel: str, columns: int
+) -> None:
+    with top(channel, dsn=dsn, columns=columns) as terminal:
+        terminal.shows("listening")
+        admin.flood(channel, 12_345)
+        terminal.shows(
+            "12,345", "DATABASE", "STATE", "DROPPED", "GAPS", "CHANNEL", "TOTAL", "PAYLOAD"
+        )
+        terminal.shows("q quit")
+        assert terminal.fits()
+        headings = [
+            line for line in terminal.screen.text.splitlines() if "STATE" in line or "TOTAL" in line
+        ]
+        assert not any("…" in line for line in headings)
+        terminal.press("q")
+
+        assert terminal.status(AT_ONCE) == 0
+
+
+def test_window_that_is_narrow_names_several_databases(
+    dsn: str, postgres: Postgres, channel: str
+) -> None:
+    other = postgres.dsn_for("template1")
+    with top(channel, "--dsn", dsn, "--dsn", other, dsn=NOWHERE, columns=60) as terminal:
+        terminal.shows("listening", "STATE", "GAPS")
+        assert terminal.screen.text.count("listening") >= 2
+        assert terminal.fits()
+        terminal.press("q")
+
+        assert terminal.status(AT_ONCE) == 0
+
+
 def test_resized_window_is_filled_and_not_more(dsn: str) -> None:
     names = [f"channel_{number:02}" for number in range(30)]
     with top(*names, dsn=dsn, columns=120, lines=50) as terminal:

@@ -16,10 +16,12 @@ import sys
 import termios
 import time
 import tty
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, Group, JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -36,100 +38,184 @@ STYLES = {"listening": "green", "connecting": "yellow", "lost": "bold red", "sto
 SPARKS = " ▁▂▃▄▅▆▇█"
 ASCII_SPARKS = " .:-=+*#@"
 SEQUENCE = re.compile(r"\x1b(?:\[[\d;]*[A-Za-z~]|O.)")
-KEYS = "p pause   f filter   q quit"
+KEYS = "p pause   f filter   s sort   ? keys   q quit"
+HELP = (
+    "p, space   pause: the picture stands still, counting goes on",
+    "f, /       show only channels whose name contains what you type",
+    "           Enter ends it, Esc takes it back",
+    "s          sort: as given, per second, total, by name",
+    "?          show or hide these lines",
+    "q          quit",
+)
+
+#: What s sorts by, in turn.
+ORDERS: dict[str, Callable[[Row], Any] | None] = {
+    "": None,  # as given
+    "per second": lambda row: -row.rates[-1],
+    "total": lambda row: -row.total,
+    "name": lambda row: row.channel,
+}
 
 #: Columns of a sparkline, and lines of events.
 SPARKLINE, EVENTS = 20, 3
+
+#: Below so many columns headings and sparklines are shorter, and below half of it there are no
+#: sparklines.
+NARROW = 96
+
+#: What the name of a database may have at least.
+NAME = 20
+
+#: Columns between two columns of a table.
+GAP = 2
+
+
+@dataclass(frozen=True)
+class View:
+    """How the user wants it.
+
+    :param heading: stands in the first line.
+    :param word: only channels whose name contains it are shown.
+    :param order: a key of :data:`ORDERS`.
+    :param keys: whether to explain them.
+    """
+
+    heading: str = ""
+    word: str = ""
+    order: str = ""
+    keys: bool = False
 
 
 # -- drawing -------------------------------------------------------------------------------------
 
 
-def drawn(picture: Picture, height: int, heading: str, word: str, *, ascii: bool) -> Group:
-    """The picture, in so many lines.
+def drawn(picture: Picture, width: int, height: int, view: View, *, ascii: bool) -> Group:
+    """The picture, in so many columns and lines.
 
-    :param heading: stands in the first line.
-    :param word: only channels whose name contains it are shown.
     :param ascii: use no other characters of our own.
     """
-    rows = [row for row in picture.rows if word.lower() in row.channel.lower()]
+    rows = [row for row in picture.rows if view.word.lower() in row.channel.lower()]
+    if (order := ORDERS[view.order]) is not None:
+        rows.sort(key=order)
     several = len(picture.databases) > 1
-    events = picture.events[-EVENTS:]
-    room = height - len(picture.databases) - len(events) - 7  # the lines below, one by one
+    events = [] if view.keys else [escape(one) for one in picture.events[-EVENTS:]]
+    below = [*events, *(HELP if view.keys else [KEYS])]
+    room = height - len(picture.databases) - len(below) - 6  # the other lines, one by one
     if len(rows) > room:
         room = max(1, room - 1)
     hidden = len(rows) - room
+    sparks = ASCII_SPARKS if ascii else SPARKS
     parts: list[RenderableType] = [
-        Text(heading, style="bold", no_wrap=True, overflow="ellipsis"),
+        Text(view.heading, style="bold", no_wrap=True, overflow="ellipsis"),
         Text(""),
-        databases_table(picture.databases),
+        databases_table(picture.databases, width),
         Text(""),
-        channels_table(rows[:room], several=several, sparks=ASCII_SPARKS if ascii else SPARKS),
+        channels_table(rows[:room], width, several=several, sparks=sparks),
     ]
     if hidden > 0:
         parts.append(Text(f"{hidden} more channels: enlarge the window, or filter", style="dim"))
     parts.append(Text(""))
-    parts += [Text(escape(one), style="dim", no_wrap=True, overflow="ellipsis") for one in events]
-    parts.append(Text(KEYS, style="dim"))
+    parts += [Text(line, style="dim", no_wrap=True, overflow="ellipsis") for line in below]
     return Group(*parts)
 
 
-def databases_table(databases: tuple[DatabaseStatus, ...]) -> Table:
-    """A line for each database."""
-    table = a_table("DATABASE", "STATE")
-    for name in ("PROBE", "QUEUE", "RECEIVED", "DROPPED", "GAPS", "RECONNECTS"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for one in databases:
-        table.add_row(
-            Text(escape(one.name)),
-            Text(one.state, style=STYLES[one.state]),
-            "-" if one.probe_seconds is None else f"{1000 * one.probe_seconds:.1f} ms",
-            "-" if one.queue_usage is None else f"{100 * one.queue_usage:.2g} %",
-            f"{one.received:,}",
-            Text(f"{one.dropped:,}", style="bold red" if one.dropped else ""),
-            Text(f"{one.gaps:,}", style="yellow" if one.gaps else ""),
-            f"{one.reconnects:,}",
-        )
+def databases_table(databases: tuple[DatabaseStatus, ...], width: int) -> Table:
+    """A line for each database: its name and state, and what else there is room for."""
+    columns = {
+        "STATE": [Text(one.state, style=STYLES[one.state]) for one in databases],
+        "PROBE": [milliseconds(one.probe_seconds) for one in databases],
+        "QUEUE": [percent(one.queue_usage) for one in databases],
+        "RECEIVED": [Text(f"{one.received:,}") for one in databases],
+        "DROPPED": [
+            Text(f"{one.dropped:,}", style="bold red" if one.dropped else "") for one in databases
+        ],
+        "GAPS": [Text(f"{one.gaps:,}", style="yellow" if one.gaps else "") for one in databases],
+        "RECONNECTS": [Text(f"{one.reconnects:,}") for one in databases],
+    }
+    names = [Text(escape(one.name)) for one in databases]
+    widths = {name: width_of(name, cells) for name, cells in columns.items()}
+    room = width - min(width_of("DATABASE", names), NAME) - GAP - widths["STATE"]
+    shown = {"STATE"}
+    for name in ("GAPS", "DROPPED", "QUEUE", "PROBE", "RECEIVED", "RECONNECTS"):
+        room -= GAP + widths[name]
+        if room < 0:
+            break
+        shown.add(name)
+    table = a_table()
+    table.add_column("DATABASE", no_wrap=True, overflow="ellipsis", ratio=1)
+    for name in columns:
+        if name in shown:
+            side: JustifyMethod = "left" if name == "STATE" else "right"
+            table.add_column(name, justify=side, no_wrap=True, width=widths[name])
+    for number, place in enumerate(names):
+        table.add_row(place, *(columns[one][number] for one in columns if one in shown))
     return table
 
 
-def channels_table(rows: list[Row], *, several: bool, sparks: str) -> Table:
+def channels_table(rows: list[Row], width: int, *, several: bool, sparks: str) -> Table:
     """A line for each channel."""
-    table = a_table("CHANNEL", *(["DATABASE"] if several else []))
-    table.add_column("PER SECOND", justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True, style="cyan", width=SPARKLINE)
-    table.add_column("TOTAL", justify="right", no_wrap=True)
-    table.add_column("LAST PAYLOAD", no_wrap=True, overflow="ellipsis", ratio=1)
-    for row in rows:
-        payload = Text("-", style="dim") if row.payload is None else Text(escape(row.payload))
+    narrow = width < NARROW
+    rate, payload = ("/S", "PAYLOAD") if narrow else ("PER SECOND", "LAST PAYLOAD")
+    line = SPARKLINE * 2 // 5 if narrow else SPARKLINE
+    if width < NARROW // 2:
+        line = 0
+    names = [Text(escape(row.channel), style="bold" if row.rates[-1] else "") for row in rows]
+    places = [Text(escape(row.database), style="dim") for row in rows]
+    rates = [Text(f"{row.rates[-1]:,.1f}") for row in rows]
+    totals = [Text(f"{row.total:,}") for row in rows]
+    table = a_table()
+    longest = min(width_of("CHANNEL", names), max(width // 3, 7))
+    table.add_column("CHANNEL", no_wrap=True, overflow="ellipsis", width=longest)
+    if several:
+        longest = min(width_of("DATABASE", places), max(width // 4, 8))
+        table.add_column("DATABASE", no_wrap=True, overflow="ellipsis", width=longest)
+    table.add_column(rate, justify="right", no_wrap=True, width=width_of(rate, rates))
+    if line:
+        table.add_column("", no_wrap=True, style="cyan", width=line)
+    table.add_column("TOTAL", justify="right", no_wrap=True, width=width_of("TOTAL", totals))
+    table.add_column(payload, no_wrap=True, overflow="ellipsis", ratio=1)
+    for number, row in enumerate(rows):
+        last = Text("-", style="dim") if row.payload is None else Text(escape(row.payload))
         table.add_row(
-            Text(escape(row.channel), style="bold" if row.rates[-1] else ""),
-            *([Text(escape(row.database), style="dim")] if several else []),
-            f"{row.rates[-1]:,.1f}",
-            sparkline(list(row.rates)[-SPARKLINE:], sparks),
-            f"{row.total:,}",
-            payload,
+            names[number],
+            *([places[number]] if several else []),
+            rates[number],
+            *([sparkline(list(row.rates)[-line:], sparks, line)] if line else []),
+            totals[number],
+            last,
         )
     return table
 
 
-def a_table(*names: str) -> Table:
-    """A table without lines, whose first columns are called so."""
-    table = Table(box=None, expand=True, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    for name in names:
-        table.add_column(name, no_wrap=True, overflow="ellipsis")
-    return table
+def a_table() -> Table:
+    """A table without lines."""
+    return Table(box=None, expand=True, padding=(0, GAP, 0, 0), pad_edge=False, header_style="dim")
 
 
-def sparkline(rates: list[float], sparks: str) -> str:
-    """The rates as characters, the latest at the right."""
+def width_of(heading: str, cells: list[Text]) -> int:
+    """Of a column that shows all of it."""
+    return max(map(cell_len, (heading, *(cell.plain for cell in cells))))
+
+
+def milliseconds(seconds: float | None) -> Text:
+    """For a cell."""
+    return Text("-" if seconds is None else f"{1000 * seconds:.1f} ms")
+
+
+def percent(share: float | None) -> Text:
+    """For a cell."""
+    return Text("-" if share is None else f"{100 * share:.2g} %")
+
+
+def sparkline(rates: list[float], sparks: str, width: int) -> str:
+    """The rates as so many characters, the latest at the right."""
     most = max(rates)
     if not most:
         return ""
     steps = len(sparks) - 1
     # What is above zero is seen, however small it is.
     heights = (-(-rate * steps // most) if rate else 0 for rate in rates)
-    return "".join(sparks[int(height)] for height in heights).rjust(SPARKLINE)
+    return "".join(sparks[int(height)] for height in heights).rjust(width)
 
 
 # -- the terminal --------------------------------------------------------------------------------
@@ -201,8 +287,8 @@ class Keyboard:
     """What the keys that were pressed so far mean."""
 
     def __init__(self) -> None:
-        self.quit = self.paused = self.typing = False
-        self.word = ""
+        self.quit = self.paused = self.typing = self.helping = False
+        self.word = self.order = ""
 
     def press(self, typed: str) -> None:
         """Obey.  Keys that send a sequence, such as arrows, mean nothing."""
@@ -214,7 +300,12 @@ class Keyboard:
             elif key in "pP ":
                 self.paused = not self.paused
             elif key in "fF/":
-                self.typing = True
+                self.typing, self.helping = True, False
+            elif key in "sS":
+                orders = list(ORDERS)
+                self.order = orders[(orders.index(self.order) + 1) % len(orders)]
+            elif key in "?hH":
+                self.helping = not self.helping
 
     def _type(self, key: str) -> None:
         if key in "\r\n":
@@ -230,6 +321,8 @@ class Keyboard:
     def heading(self) -> str:
         """What of it is shown."""
         shown = ["PAUSED"] if self.paused else []
+        if self.order:
+            shown.append(f"by {self.order}")
         if self.typing:
             shown.append(f"filter: {self.word}_")
         elif self.word:
@@ -271,9 +364,8 @@ def show(watch: Watch, reactor: Reactor, interval: float, until: float) -> None:
                     suspend(terminal)
                 came.clear()
                 title = f"pgsignals top   {picture.at:%H:%M:%S}   {keyboard.heading}"
-                _, height = terminal.size
-                word = keyboard.word
-                terminal.draw(drawn(picture, height, title, word, ascii=terminal.ascii))
+                view = View(title, keyboard.word, keyboard.order, keyboard.helping)
+                terminal.draw(drawn(picture, *terminal.size, view, ascii=terminal.ascii))
                 left = max(0.0, min(due, until) - time.monotonic())
                 for number, _ in poll.poll(min(1000 * left, 86_400_000)):
                     if number == waker.fileno():

@@ -41,6 +41,8 @@ for each database its state, how long it takes to answer, and how full its queue
 
   p, space   pause: the picture stands still, counting goes on
   f, /       show only channels whose name contains what you type; Enter ends it, Esc takes it back
+  s          sort: as given, per second, total, by name
+  ?          show or hide these lines
   q          quit
 
 Standard output that is no terminal gets plain lines, and with --json an object, each --interval.
