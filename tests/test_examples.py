@@ -90,6 +90,8 @@ CREATE FUNCTION public.planted() RETURNS void LANGUAGE plpgsql AS
     $$ BEGIN RAISE EXCEPTION 'planted'; END $$;
 CREATE FUNCTION public.pg_notify(text, text) RETURNS void LANGUAGE sql AS
     'SELECT public.planted()';
+CREATE FUNCTION public.pg_terminate_backend(int) RETURNS bool LANGUAGE sql AS
+    'SELECT public.planted(); SELECT true';
 CREATE FUNCTION public.now() RETURNS timestamptz LANGUAGE sql AS
     'SELECT public.planted(); SELECT pg_catalog.now()';
 CREATE FUNCTION public.hashtext(text) RETURNS int LANGUAGE sql AS
@@ -149,6 +151,17 @@ def test_nothing_planted_is_called(hostile: Admin, table: str) -> None:
         hostile.execute("SELECT pg_notify('a', 'b')")
     hostile.execute(SCHEMAS[table])
     hostile.execute(FILLED[table])
+
+
+@each_program
+def test_program_calls_nothing_planted(
+    hostile: Admin, postgres: Postgres, path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    ((name,),) = hostile.execute("SELECT pg_catalog.current_database()")
+
+    assert importlib.import_module(module).main([postgres.dsn_for(name)]) == 0
+    assert "planted" not in capsys.readouterr().out
 
 
 def test_long_keys_do_not_fail_the_writer(admin: Admin) -> None:
