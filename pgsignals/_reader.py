@@ -177,7 +177,8 @@ class Reader:
             self._due = self._see_to_what_is_due(now)
         # Disturbed meanwhile: what is due may be due sooner.
         self._manager.collect(0.0 if self.disturbed else max(self._due - now, 0.0))
-        self._looked = time.monotonic()
+        # Not when it returned: where the whole program has stood still, it returns without a look.
+        self._looked = now
         self._deliver()
 
     def _see_to_what_is_due(self, now: float) -> float:

@@ -1336,3 +1336,22 @@ def _check_barrier(
         one = sent[entry.what.payload]
         if channels is None or one.channel in channels:
             assert (n < position) == (one.place < at), f"{entry} is on the wrong side of {what}"
+
+
+# Clocks
+
+
+def test_gap_begins_with_the_earliest_proof_of_what_was_dropped_also_when_a_clock_is_set_back() -> (
+    None
+):
+    line = Line(limit=1)
+    line.puts = 10
+    line.put("a1", "a2")
+    line.puts = 5
+    line.put("a3")
+    line.puts = 7
+    line.put("a4")
+
+    assert line.run() == [("gap", 3, "a"), "a4"]
+    (drops,) = line.drops
+    assert (drops.since, drops.until) == (moment(5), moment(11))

@@ -107,3 +107,29 @@ def test_batch_is_of_one_database(dsn: str, channel: str, admin: Admin) -> None:
 
     for database in (first, second):
         assert [payload for db, payload in seen if db is database] == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_coalesce_hands_over_again_what_equals_one_of_a_batch(
+    dsn: str, channel: str, admin: Admin, workers: int
+) -> None:
+    batches: list[list[str]] = []
+    begun, gate = threading.Event(), threading.Event()
+    with Reactor(dsn, overflow="coalesce", workers=workers) as reactor:
+
+        @reactor.on_channel(channel, batch=True)
+        def handler(_: Database, notifications: list[Notification]) -> None:
+            batches.append([one.payload for one in notifications])
+            begun.set()
+            gate.wait(2 * PATIENCE)
+
+        admin.notify(channel, "first")
+        assert begun.wait(PATIENCE)
+        admin.notify(channel, "1", "2", "3")
+        wait_until(lambda: reactor.status().databases[0].received == 4)
+        gate.set()
+        wait_until(lambda: sum(map(len, batches)) == 4)
+        admin.notify(channel, "3", "2", "1")
+        wait_until(lambda: sum(map(len, batches)) == 7)
+
+    assert batches[1] == ["1", "2", "3"]

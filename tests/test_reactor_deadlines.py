@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -13,9 +16,10 @@ import pytest
 from pgsignals import Database, Reactor, _life
 from pgsignals.testing import Proxy
 from tests.programs.fault_rig import Witness
-from tests.support.admin import Admin
+from tests.support.admin import Admin, stopped
 from tests.support.waiting import AT_ONCE, LONG, PATIENCE, Background, wait_until
 
+ROOT = Path(__file__).parents[1]
 DEADLINE = 3.0
 
 
@@ -85,3 +89,40 @@ def test_listen_does_not_wait_for_a_database_that_is_lost_meanwhile(
         listening.result(AT_ONCE)
 
         assert reactor.status().databases[0].state == "lost"
+
+
+def test_answer_that_came_while_the_whole_program_stood_still_is_in_time(
+    proxied: str, proxy: Proxy, admin: Admin
+) -> None:
+    """A suspended machine, a frozen container: a wait for sockets that is interrupted so returns
+    without a look at them."""
+    command = [sys.executable, "-m", "tests.programs.fault_stands_still", proxied]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=ROOT) as program:
+        assert program.stdout is not None
+        backend = int(program.stdout.readline())
+        proxy.freeze("to_client")
+        ((moment,),) = admin.execute("SELECT clock_timestamp()")
+        wait_until(lambda: has_answered(admin, backend, moment), why="no probe was answered")
+        late = time.monotonic() + 2.5
+        with stopped(program.pid):
+            proxy.thaw()
+            wait_until(lambda: time.monotonic() > late)
+        # What is committed before a session is given up, and after one is opened, arrives.
+        told = ""
+        while told not in ("still here", "lost: silent"):
+            admin.notify("elsewhere", "still here")
+            told = program.stdout.readline().strip()
+        program.communicate()
+
+    assert told == "still here"
+
+
+def has_answered(admin: Admin, backend: int, moment: object) -> bool:
+    """Whether a backend has begun and answered a statement since *moment*."""
+    rows = admin.execute(
+        "SELECT state = 'idle' AND query_start > %s FROM pg_stat_activity WHERE pid = %s",
+        moment,
+        backend,
+    )
+    return rows == [(True,)]

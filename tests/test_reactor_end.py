@@ -10,11 +10,11 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgsignals import Database, Notification, Reactor, _reader
+from pgsignals import Database, Notification, Reactor, _life, _reader
 from pgsignals.testing import Proxy
 from tests.support.admin import Admin, stopped
 from tests.support.arrivals import Connect
-from tests.support.waiting import LONG, PATIENCE, Background, wait_until
+from tests.support.waiting import AT_ONCE, LONG, PATIENCE, Background, wait_until
 
 
 class Ways:
@@ -159,3 +159,99 @@ def test_stop_hears_what_was_notified_before_an_answer_came_that_was_asked_for_e
 
     assert stopping.result(LONG)
     assert heard.payloads == ["the last one"]
+
+
+def test_stop_hears_what_was_committed_after_the_last_answer_however_long_notify_took(
+    dsn: str,
+    proxied: str,
+    proxy: Proxy,
+    channel: str,
+    admin: Admin,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_reader, "LAST_ANSWERS", LONG)
+    database = Database(connect=Ways(dsn, proxied))
+    reactor = Reactor(database, probe_interval=0.2, probe_timeout=LONG)
+    heard = Heard(reactor, channel)
+    heard.go_on()
+    reactor.start()
+    backend = database.backend_id
+    proxy.freeze("to_server")
+    notifying = Background(reactor.notify, (channel, "the last one"))
+    wait_until(lambda: proxy.held("to_server"))
+    ((moment,),) = admin.execute("SELECT clock_timestamp()")
+    answered = idle_since(admin, moment)
+    wait_until(lambda: answered(backend), why="no probe was answered")
+    before = reactor.status().databases[0].probe_seconds
+    wait_until(lambda: reactor.status().databases[0].probe_seconds != before)
+    with stopped(backend):
+        proxy.thaw("to_server")
+        assert notifying.result(LONG) == 1
+        stopping = Background(reactor.stop)
+        ended = time.monotonic() + 1
+        wait_until(lambda: state_of(reactor) == "stopped" or time.monotonic() > ended)
+
+    assert stopping.result(LONG)
+    assert heard.payloads == ["the last one"]
+
+
+def test_second_stop_does_not_give_a_first_one_more_time(dsn: str, channel: str) -> None:
+    reactor = Reactor(dsn)
+    heard = Heard(reactor, channel)
+    reactor.start()
+    reactor.notify((channel, "1"))
+    wait_until(lambda: heard.payloads)
+    try:
+        first = Background(reactor.stop, 1.0)
+        wait_until(lambda: state_of(reactor) == "stopped")
+        second = Background(reactor.stop, 2 * LONG)
+
+        assert first.result(AT_ONCE) is False
+        assert second.result(AT_ONCE) is False
+    finally:
+        heard.go_on()
+
+
+def test_listen_in_a_handler_does_not_wait_for_a_reader_that_waits_for_handlers(
+    dsn: str, new_channel: Callable[[], str], admin: Admin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_life, "ACKNOWLEDGED_WITHIN", 2 * LONG)
+    name, more = new_channel(), new_channel()
+    done = threading.Event()
+    with Reactor(dsn, overflow="block", max_backlog=1, probe_interval=None) as reactor:
+
+        @reactor.on_channel(name)
+        def handle(_: Database, notification: Notification) -> None:
+            if notification.payload == "1":
+                wait_until(lambda: received(reactor) == 3)
+                reactor.listen(more)
+                done.set()
+
+        admin.notify(name, "1", "2", "3")  # one is handled, one waits, one finds no space
+        assert done.wait(AT_ONCE)
+        wait_until(lambda: more in reactor.status().databases[0].channels)
+
+
+def test_idle_events_do_not_pile_up_behind_a_handler(dsn: str, channel: str) -> None:
+    told: list[str] = []
+    begun, gate = threading.Event(), threading.Event()
+    with Reactor(dsn, timeout=0.01) as reactor:
+        reactor.idle.connect(lambda _: told.append("idle"), weak=False)
+
+        @reactor.on_channel(channel)
+        def handle(_: Database, notification: Notification) -> None:
+            told.append(notification.payload)
+            begun.set()
+            gate.wait(2 * PATIENCE)
+
+        reactor.notify((channel, "1"))
+        assert begun.wait(PATIENCE)
+        due = time.monotonic() + 1.0
+        wait_until(lambda: time.monotonic() > due)
+        reactor.notify((channel, "2"))
+        wait_until(lambda: received(reactor) == 2)
+        gate.set()
+        wait_until(lambda: "2" in told)
+
+    between = told[told.index("1") + 1 : told.index("2")]
+    assert len(between) <= 1
