@@ -50,14 +50,12 @@ intersphinx_mapping = {
 }
 
 # Where the source is stands in pyproject.toml, or nowhere: see CONTRIBUTING.md.
-_project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))[
-    "project"
-]
+ROOT = Path(__file__).parents[1]
+_project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 if _source := _project.get("urls", {}).get("Source"):
     html_theme_options = {
-        "source_repository": _source,
-        "source_branch": "HEAD",
-        "source_directory": "docs/",
+        "source_view_link": f"{_source}/blob/HEAD/docs/{{filename}}",
+        "top_of_page_buttons": ["view"],
     }
 
 CONTENTS = {
@@ -96,12 +94,17 @@ def add_contents(_: Any, page: str, source: list[str]) -> None:
 def show_examples(_: Any, page: str, source: list[str]) -> None:
     """A forge leads to the files of the examples; the site, which has no files, shows them."""
     if page == "examples":
-        source[0] = re.sub(
-            r"^- \[(.+)\]\((.+)\)$",
-            r"```{literalinclude} \2\n:caption: \1\n```\n",
-            source[0],
-            flags=re.MULTILINE,
-        )
+        source[0] = re.sub(r"^- \[(.+)\]\(.+\)$", show_example, source[0], flags=re.MULTILINE)
+
+
+def show_example(found: re.Match[str]) -> str:
+    """A file, or the text of a README below its title, whose links are to the files around it."""
+    name = found[1]
+    if not name.endswith(".md"):
+        return f"```{{literalinclude}} ../{name}\n:caption: {name}\n```\n"
+    _, _, text = (ROOT / name).read_text("utf-8").partition("\n")
+    text = re.sub(r"(?<!!)\[([^]]+)\]\((?!\w+:)[^)]+\)", r"\1", text)
+    return text.replace("](../../docs/", "](").replace("\n## ", "\n### ")
 
 
 def send_home(namespace: Any) -> None:

@@ -80,8 +80,9 @@ OTHERS_PATIENCE = 1.0
 OTHERS_REST = 0.1
 
 #: SQLSTATEs with which a server refuses for good: no permission (42501), no such function, type,
-#: setting or syntax (42883, 42704, 42P01, 42601 ...), no such feature (0A000).
-FOR_GOOD = ("42", "0A")
+#: setting or syntax (42883, 42704, 42P01, 42601 ...), no such feature (0A000), a name that has no
+#: text in the encoding that is asked for (22021, 22P05).
+FOR_GOOD = ("42", "0A", "22021", "22P05")
 
 #: What each part of a round trip is for.
 DOES = dict(

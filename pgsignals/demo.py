@@ -194,7 +194,7 @@ def watch(reactor: Reactor, shop: Shop) -> None:
     def missed(db: Database, *, gap: Gap) -> None:
         orders, items = refill(db, shop)
         shop.gaps += 1
-        shop.tell(f"gap ({gap.reason}): {orders} orders and {items} items of stock were news")
+        shop.tell(f"gap ({gap.reason}): caught up with {orders} orders and {items} items of stock")
 
     reactor.connected.connect(connected, weak=False)  # nobody else keeps these functions
     reactor.lost.connect(lost, weak=False)
@@ -202,7 +202,7 @@ def watch(reactor: Reactor, shop: Shop) -> None:
 
 
 def refill(db: Database, shop: Shop) -> tuple[int, int]:
-    """Read the tables again; return how many orders and how many items were news.
+    """Read the tables again; return how many orders and how many items had been missed.
 
     In a handler, *db* is a session of that worker's own.
     """
@@ -322,7 +322,7 @@ def verify(db: Database, reactor: Reactor, shop: Shop) -> bool:
         f"stock: {same} of {len(stock)} items in the cache are as in the table": (
             shop.stock == stock
         ),
-        f"orders: {len(orders)} in the table, {len(shop.told)} notified, {late} only read": (
+        f"orders: {len(orders)} in the table, {len(shop.told)} notified, {late} caught up": (
             shop.orders == orders
         ),
         f"link: killed once, {counted(shop.gaps, 'gap')} reported, {shop.link} again": (
@@ -444,7 +444,7 @@ class Picture:
         yield f"{paint(CYAN, bar)}{paint(DIM, rest)} {now:.1f} of {self._seconds:g} s"
         yield ""
         yield f"link     {link}, gaps: {shop.gaps}"
-        yield f"orders   {len(shop.told)} notified, {len(shop.read - shop.told)} only read"
+        yield f"orders   {len(shop.told)} notified, {len(shop.read - shop.told)} caught up"
         yield f"latency  {wrapped(percentiles(shop.latencies[-1000:]), 9)}"
         yield f"rate     {paint(CYAN, f'{line[-width:]:{width}}')}{rates[-1]:5.0f} notifications/s"
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 
+from pgsignals import Database, Notification
+from pgsignals.cli.listen import Runner
 from pgsignals.embedded import Postgres
+from pgsignals.testing import Proxy
 from tests.support.admin import Admin, exists
 from tests.support.commands import (
     NOWHERE,
@@ -22,7 +27,7 @@ from tests.support.commands import (
     environment,
     one_line,
 )
-from tests.support.waiting import AT_ONCE, wait_until
+from tests.support.waiting import AT_ONCE, Background, wait_until
 
 
 @pytest.fixture
@@ -191,6 +196,39 @@ def test_signal_ends_the_command_that_runs(
 
     assert command.status(AT_ONCE) == 143
     wait_until(lambda: not exists(pid))
+
+
+def test_signal_ends_the_command_that_runs_before_all_databases_listen(
+    start: Start, admin: Admin, dsn: str, proxied: str, proxy: Proxy, channel: str
+) -> None:
+    proxy.freeze()
+    command = start(
+        *("listen", channel, "--dsn", dsn, "--dsn", proxied),
+        *("--shell", "--exec", "echo $$; exec sleep 60"),
+    )
+    command.until("listening")
+    admin.notify(channel)
+    wait_until(lambda: command.out.endswith("\n"))
+    pid = int(command.out)
+    command.process.send_signal(signal.SIGTERM)
+
+    assert command.status() == 143
+    wait_until(lambda: not exists(pid))
+
+
+def test_end_ends_the_command_that_is_just_being_started(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = Runner(["sleep", "60"])
+
+    class Popen(subprocess.Popen[bytes]):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            runner.end()  # the signal comes before the worker knows of the process
+
+    monkeypatch.setattr(subprocess, "Popen", Popen)
+
+    Background(runner.handle, Database(dsn), Notification("a", "1", 1)).result()
 
 
 def test_end_of_the_time_ends_the_command_that_runs(

@@ -20,6 +20,7 @@ import pytest
 from pgsignals import demo
 from pgsignals.database import Database
 from pgsignals.embedded import Postgres
+from pgsignals.reactor import Reactor
 from tests.support.admin import Admin
 from tests.support.waiting import LONG, PATIENCE, wait_until
 
@@ -88,7 +89,7 @@ def test_demo_runs_on_a_server_of_its_own_and_verifies_what_it_shows() -> None:
         r"pgsignals demo: a shop in PostgreSQL \d+\.\d+, a server of our own, for 3 s",
         r"kill: pg_terminate_backend\(\d+\)",
         r"lost: our session is gone \(ended, 57P01\)",
-        r"gap \(reconnect\): \d+ orders and [1-9]\d* items of stock were news",
+        r"gap \(reconnect\): caught up with \d+ orders and [1-9]\d* items of stock",
         r"verified:",
         r"ok      stock: 8 of 8 items in the cache are as in the table",
         r"ok      orders: [1-9]\d* in the table, [1-9]\d* notified",
@@ -205,6 +206,27 @@ def test_seller_that_fails_fails_the_demo(
     assert "FAILED  handlers: 0 calls" in printed
 
 
+# -- on a slow machine ---------------------------------------------------------------------------
+
+
+def test_session_is_killed_after_half_of_the_sales_however_late_the_seller_comes(
+    dsn: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    late = "import sys, time\ntime.sleep(3 * ('pgsignals.demo' in sys.orig_argv))\n"
+    (tmp_path / "sitecustomize.py").write_text(late, "utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    kill, told = demo.kill, [0]
+
+    def watched(db: Database, reactor: Reactor, shop: demo.Shop) -> None:
+        told.append(len(shop.told))
+        kill(db, reactor, shop)
+
+    monkeypatch.setattr(demo, "kill", watched)
+
+    assert demo.run(4, dsn) == 0
+    assert told[-1] > 0
+
+
 # -- on a terminal -------------------------------------------------------------------------------
 
 
@@ -273,7 +295,7 @@ def test_terminal_shows_a_picture_in_its_place(dsn: str, lines: int, columns: in
         last = " ".join(pictures[-1].split())
         assert_in_order(last, "listening", "samovar 0", "kill:", "lost:", r"gap \(reconn")
         assert_in_order(last, r"pg_terminate_backend\(\d+\), and the last samovar is sold")
-        assert_in_order(last, r"\d+ orders and \d+ items of stock were news")
+        assert_in_order(last, r"\d+ orders and \d+ items of stock")
     end = COLOUR.sub("", screen).rpartition("verified:\n")[2]
     assert max(map(len, end.splitlines())) <= columns
     assert "ok stock: 8 of 8 items in the cache are as in the table ok" in " ".join(end.split())

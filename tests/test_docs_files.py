@@ -404,6 +404,23 @@ print("right")
 
 
 @pytest.mark.usefixtures("dsn")
+def test_tutorial_starts_again_on_a_database_of_its_own(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    write_files(DOCS / "tutorial.md", tmp_path)
+    source = (tmp_path / "live.py").read_text("utf-8")
+    source = re.sub(r"^server.*\n", "", source, flags=re.MULTILINE)
+    assert "DSN = server.dsn" in source
+    (tmp_path / "live.py").write_text(source.replace("server.dsn", f'"{DSN}"'), "utf-8")
+    once = "import live; live.reactor.stop(); print('stopped')"
+
+    for _ in range(2):
+        with program(tmp_path, environment, sys.executable, "-c", once) as (process, lines):
+            assert process.wait(PATIENCE) == 0, lines.seen
+        assert lines.seen == ["stopped\n"]
+
+
+@pytest.mark.usefixtures("dsn")
 def test_cell_of_a_notebook_can_be_run_again(environment: dict[str, str], tmp_path: Path) -> None:
     cell, *_ = (block.text for block in blocks(HOWTO / "notebook.md") if block.language == "python")
     (tmp_path / "cell.py").write_text(cell, "utf-8")

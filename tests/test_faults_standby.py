@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgsignals import ConnectError, Reactor, StandbyError
+from pgsignals import ConnectError, Database, Reactor, StandbyError, _link
 from pgsignals.embedded import Postgres
 from tests.programs.fault_rig import (
     BUSY,
@@ -176,3 +176,29 @@ def test_reactor_follows_a_failover(server: Postgres, record_property: RecordPro
     ]
     assert gap.gap.since <= begun <= gap.gap.until
     assert gap.at - promoted < PROMISED + BUSY
+
+
+def test_proxy_that_leads_to_a_standby_for_a_while_is_not_given_up(
+    standby: Postgres, server: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may say that it is a primary, and refuse to LISTEN (25006) where it sends us."""
+    blind = "SELECT pg_catalog.pg_backend_pid(), false"
+    monkeypatch.setattr(_link, "WHO", blind)
+    monkeypatch.setattr(_link, "PARTS", ())
+    leads_to = [server]
+
+    def connect() -> psycopg.Connection[Any]:
+        return psycopg.connect(leads_to[0].dsn, autocommit=True)
+
+    reactor = Reactor(Database(connect=connect), channels=["a"], backoff=(0.01, 0.05))
+    witness = Witness(reactor)
+    with reactor:
+        leads_to[0] = standby
+        execute(server.dsn, f"SELECT pg_terminate_backend({session_of(reactor)})")
+        wait_until(lambda: "25006" in error_of(reactor))
+        leads_to[0] = server
+        witness.wait("gap")
+        execute(server.dsn, "NOTIFY a, 'back'")
+        witness.wait_for("back")
+
+    assert witness.kinds(reactor.databases[0]) == ["connected", "lost", "connected", "gap"]

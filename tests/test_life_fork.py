@@ -103,8 +103,11 @@ class Load:
         return self._background.result()
 
 
-def parent(postgres: Postgres, admin: Admin, fork: str, name: str) -> None:
-    """Run a parent that executes *fork*, and compare what it has received."""
+def parent(postgres: Postgres, admin: Admin, fork: str, name: str, *, expect: str = "") -> None:
+    """Run a parent that executes *fork*, and compare what it has received.
+
+    :param expect: what is logged.
+    """
     logged = len(postgres.log)
     process = subprocess.Popen(
         [
@@ -134,7 +137,8 @@ def parent(postgres: Postgres, admin: Admin, fork: str, name: str) -> None:
         if process.poll() is None:
             process.kill()
             process.communicate()
-    assert (process.returncode, said) == (0, "")
+    assert process.returncode == 0, said
+    assert all(expect in line for line in said.splitlines()) if expect else said == "", said
     arrived, gaps, losses, wrong, same = json.loads(output)
     assert wrong == [], "children that did not end well"
     assert (gaps, losses, same) == ([], [], True)
@@ -241,6 +245,58 @@ with context.Pool(2) as pool:
     pool.join()
 """
 
+#: As a C program that embeds Python forks, such as uWSGI.  PyDLL keeps the GIL.
+WITHOUT_HOOKS = """
+import ctypes
+os.fork = ctypes.PyDLL(None).fork
+"""
+
+#: The sockets of the listener, the control connection, a worker, a database of its own that was
+#: open before, one whose psycopg connection was handed out, and one of `connect=`.
+CLOSES = """
+import psycopg, socket, stat
+
+def files():
+    "The sockets and selectors that are open, save those of this harness."
+    found = set()
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            status = os.fstat(int(number))
+            name = os.readlink(f"/proc/self/fd/{number}")
+        except OSError:
+            continue
+        if stat.S_ISSOCK(status.st_mode) or "eventpoll" in name:
+            found.add((int(number), status.st_ino))
+    return found
+
+before = files()
+fresh = Database(connect=lambda: psycopg.connect(dsn, autocommit=True))
+given, opened = Database(dsn).open(), Database(dsn).open()
+assert given.connection
+other = Reactor(fresh, given, opened, Database(dsn), workers=3, name="pgsignals-other")
+gate = threading.Barrier(3)
+
+@other.on_channel("a", "b", "c")
+def use(db, notification):
+    db.execute("SELECT 1")
+    gate.wait(20)
+    done.append(1)
+
+done = []
+other.start()
+other.notify("a", "b", "c", database=given)  # all four are the same, and hear it
+wait_for(lambda: len(done) == 12)
+assert len(files() - before) > 12
+
+def child():
+    assert other.stop()
+    os._exit(len(files() - before))
+
+fork(child)
+other.stop()
+given.close(); opened.close()
+"""
+
 CHILDREN = {
     "sys.exit": "for _ in range(5): fork(lambda: sys.exit(0))",
     "os._exit": "for _ in range(5): fork(lambda: os._exit(0))",
@@ -281,6 +337,12 @@ for _ in range(3):
         wrong.append("exec")
 """,
     "multiprocessing": MULTIPROCESSING,
+    "every call, without Python's hooks": WITHOUT_HOOKS + EVERY_CALL,
+    "stop, without Python's hooks": WITHOUT_HOOKS + STOP % "os._exit(0)",
+    "a reactor of its own, without Python's hooks": WITHOUT_HOOKS
+    + OWN.replace("sys.exit(0)", "os._exit(0)") % "",
+    "stop closes every copy": CLOSES,
+    "stop closes every copy, without Python's hooks": WITHOUT_HOOKS + CLOSES,
 }
 
 
@@ -328,6 +390,108 @@ stopping = True
 for thread in threads:
     thread.join()
 """
+
+
+SIGNALS = """
+import blinker
+mine = pgsignals.channel("signals")
+stopping = False
+
+def churn():
+    "Holds the signals' locks most of the time."
+    while not stopping:
+        for signal_ in (mine, reactor.connected, pgsignals.channel("b")):
+            receiver = lambda *_, **__: None
+            signal_.connect(receiver)
+            list(signal_.receivers_for(None))
+            signal_.disconnect(receiver)
+
+threads = [threading.Thread(target=churn, daemon=True) for _ in range(3)]
+for thread in threads:
+    thread.start()
+
+def child():
+    heard = []
+    for signal_ in (mine, reactor.connected, pgsignals.channel("b")):
+        receiver = lambda *_, **__: heard.append(1)
+        signal_.connect(receiver)
+        signal_.send(None)
+        signal_.disconnect(receiver)
+    pgsignals.channel("new").connect(print)
+    pgsignals.on_channel("another")(print)
+    os._exit(0 if len(heard) == 3 else 5)
+
+for _ in range(40):
+    fork(child)
+stopping = True
+for thread in threads:
+    thread.join()
+"""
+
+
+@pytest.mark.parametrize("hooks", [True, False], ids=["hooks", "no hooks"])
+def test_signals_in_a_child_whose_parent_held_their_locks(
+    postgres: Postgres, dsn: str, admin: Admin, channel: str, hooks: bool
+) -> None:
+    parent(postgres, admin, SIGNALS if hooks else WITHOUT_HOOKS + SIGNALS, f"fork_{channel}")
+
+
+COMES_BACK = """
+ran, first = [], os.getpid()
+reading, writing = os.pipe()
+pids = []
+
+def note_run(what):
+    os.write(writing, f"{os.getpid()} {what}\\n".encode())
+
+@reactor.on_channel("comes back"%s)
+def fork_and_come_back(db, %s):
+    if os.getpid() == first and len(pids) < 3:
+        db.execute("SELECT 1")
+        pid = os.fork()
+        if pid:
+            pids.append(pid)
+        else:
+            signal.alarm(10)
+            return
+    note_run("first")
+
+@reactor.any_channel.connect
+def also(db, notification):
+    if notification.channel == "comes back":
+        note_run("also")
+
+with pgsignals.connect(dsn) as own:
+    with own.transaction():
+        for number in range(200):
+            own.notify(("comes back", str(number)))
+wait_for(lambda: len(pids) == %s)
+for pid in pids:
+    deadline = time.monotonic() + 20
+    while os.waitpid(pid, os.WNOHANG) == (0, 0):
+        if time.monotonic() > deadline:
+            wrong.append("a child goes on")
+            os.kill(pid, signal.SIGKILL)
+            break
+        time.sleep(0.01)
+reactor.notify("work")
+os.close(writing)
+with open(reading) as pipe:
+    others = [line for line in pipe if int(line.split()[0]) != first]
+wrong.extend(others[:3])
+"""
+
+
+@pytest.mark.parametrize("batch", [False, True], ids=["one", "batch"])
+def test_child_that_comes_back_from_the_handler_runs_nothing_more_and_ends(
+    postgres: Postgres, dsn: str, admin: Admin, channel: str, batch: bool
+) -> None:
+    """It is a copy of a worker, with no other thread to wait for."""
+    how = (", batch=True", "notifications", 1) if batch else ("", "notification", 3)
+    program = COMES_BACK % how
+    if batch:
+        program = program.replace("@reactor.any_channel.connect\n", "")
+    parent(postgres, admin, program, f"fork_{channel}", expect="has come back from the handler")
 
 
 def test_two_hundred_forks_under_load(

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
+import pytest
 
-from pgsignals import Database, Reactor
+from pgsignals import Database, Reactor, _life
 from pgsignals.testing import Proxy
 from tests.programs.fault_rig import Witness
 from tests.support.admin import Admin
-from tests.support.waiting import PATIENCE, wait_until
+from tests.support.waiting import AT_ONCE, LONG, PATIENCE, Background, wait_until
 
 DEADLINE = 3.0
 
@@ -67,3 +69,19 @@ def test_answer_that_came_in_time_counts_however_late_the_reader_looks(
         witness.wait_for("4")
 
         assert witness.kinds(probed) == witness.kinds(flooded) == ["connected"]
+
+
+def test_listen_does_not_wait_for_a_database_that_is_lost_meanwhile(
+    proxied: str, proxy: Proxy, new_channel: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_life, "ACKNOWLEDGED_WITHIN", 2 * LONG)
+    with Reactor(proxied, probe_interval=None, backoff=(LONG, LONG)) as reactor:
+        reactor.listen(new_channel())
+        proxy.freeze("to_client")
+        listening = Background(reactor.listen, new_channel())
+        wait_until(lambda: proxy.held("to_client"))
+        proxy.refuse()
+        proxy.cut()
+        listening.result(AT_ONCE)
+
+        assert reactor.status().databases[0].state == "lost"

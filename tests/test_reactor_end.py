@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -122,6 +123,39 @@ def test_stop_hears_what_was_notified_after_the_server_had_answered_the_probe_un
         wait_until(lambda: has_been_given_back(admin, other.backend_id))
         proxy.thaw("to_client")
         wait_until(lambda: proxy.forwarded("to_server") > asked or state_of(reactor) == "stopped")
+
+    assert stopping.result(LONG)
+    assert heard.payloads == ["the last one"]
+
+
+def test_stop_hears_what_was_notified_before_an_answer_came_that_was_asked_for_earlier(
+    dsn: str,
+    proxied: str,
+    proxy: Proxy,
+    channel: str,
+    admin: Admin,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An answer fetches what was committed before it was asked for, not before it came."""
+    monkeypatch.setattr(_reader, "LAST_ANSWERS", LONG)
+    database = Database(connect=Ways(proxied, dsn))
+    reactor = Reactor(database, probe_interval=0.2, probe_timeout=LONG)
+    heard = Heard(reactor, channel)
+    heard.go_on()
+    reactor.start()
+    backend = database.backend_id
+    proxy.freeze("to_client")
+    ((moment,),) = admin.execute("SELECT clock_timestamp()")
+    answered = idle_since(admin, moment)
+    wait_until(lambda: answered(backend), why="no probe was answered")
+    with stopped(backend):
+        reactor.notify((channel, "the last one"))
+        before = reactor.status().databases[0].probe_seconds
+        proxy.thaw("to_client")
+        wait_until(lambda: reactor.status().databases[0].probe_seconds != before)
+        stopping = Background(reactor.stop)
+        ended = time.monotonic() + 1
+        wait_until(lambda: state_of(reactor) == "stopped" or time.monotonic() > ended)
 
     assert stopping.result(LONG)
     assert heard.payloads == ["the last one"]

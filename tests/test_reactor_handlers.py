@@ -843,7 +843,9 @@ def test_what_is_handled_and_what_is_dropped_are_all_that_was_sent(
             if len(seen) in (1, 100):
                 gate.hold()
 
-        admin.flood(channel, count)
+        admin.flood(channel, count - 1)
+        wait_until(lambda: seen)  # perhaps only after all of them have been received
+        admin.notify(channel, str(count))
         wait_until(lambda: reactor.status().databases[0].received == count)
         # The last share is counted before it is queued, and queued before its oldest are dropped.
         wait_until(lambda: reactor.status().backlog == min(max_backlog, count - 1))

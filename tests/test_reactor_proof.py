@@ -6,6 +6,9 @@ import threading
 from datetime import datetime
 from typing import Any
 
+import psycopg
+from psycopg import sql
+
 from pgsignals import Database, Notification, Reactor
 from pgsignals._channels import PROBE_CHANNEL
 from pgsignals.embedded import Postgres
@@ -162,12 +165,14 @@ def test_drops_of_several_reads_are_dated_by_the_first(
     canaries.listen(PROBE_CHANNEL)
     reactor = Reactor(dsn, max_backlog=1, **OFTEN)
     witness, stuck = Witness(reactor), Stuck(reactor, channel)
-    committed: list[datetime] = []
+    begun: list[datetime] = []
+    acknowledged: list[datetime] = []
 
     def commit(payload: str) -> None:
         received = reactor.status().databases[0].received
+        begun.append(now())
         admin.notify(channel, payload)
-        committed.append(now())
+        acknowledged.append(now())
         wait_until(lambda: reactor.status().databases[0].received > received)
 
     with reactor:
@@ -185,4 +190,30 @@ def test_drops_of_several_reads_are_dated_by_the_first(
         witness.wait_for("kept")
 
     assert gap.dropped == 2
-    assert gap.since <= committed[0] < committed[1] <= gap.until
+    assert gap.since <= acknowledged[0]
+    assert begun[1] <= gap.until
+
+
+def test_registration_of_the_canaries_that_somebody_took_away_is_nobodys_gap(
+    dsn: str, channel: str, admin: Admin
+) -> None:
+    """No notification of a user's was missed; the next canary has to arrive again."""
+    canaries = sql.Identifier(PROBE_CHANNEL)
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        database = Database.wrap(connection)
+        with Reactor(database, channels=[channel], probe_interval=0.3, probe_timeout=10) as reactor:
+            witness = Witness(reactor)
+
+            def listens() -> bool:
+                rows = connection.execute("SELECT pg_listening_channels()").fetchall()
+                return (PROBE_CHANNEL,) in rows
+
+            assert listens()
+            connection.execute(sql.SQL("UNLISTEN {}").format(canaries))
+            wait_until(listens, why="it was not put back")
+            await_probes(reactor, 3)
+            admin.notify(channel, "heard")
+            witness.wait_for("heard")
+
+            assert witness.kinds(database) in ([], ["connected"])
+            assert reactor.status().databases[0].gaps == 0

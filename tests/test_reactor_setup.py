@@ -10,8 +10,8 @@ import psycopg
 
 from pgsignals import Database, Reactor
 from pgsignals.embedded import Postgres
+from pgsignals.testing import Proxy
 from tests.programs.fault_rig import Censor, Witness, state_of
-from tests.support.admin import Admin
 from tests.support.waiting import LONG, PATIENCE, Background, wait_until
 
 
@@ -33,17 +33,19 @@ class Late:
 
 
 def test_canary_that_arrives_during_a_listen_does_not_end_the_setup(
-    postgres: Postgres, dsn: str, new_channel: Callable[[], str], admin: Admin
+    postgres: Postgres, dsn: str, new_channel: Callable[[], str]
 ) -> None:
     """A channel that is asked for while the first canary is on its way has to hold, too."""
     first, second = new_channel(), new_channel()
-    with Censor(postgres.port) as censor:
+    elsewhere = postgres.dsn_for("template1")  # whose canaries do not count for the other
+    with Censor(postgres.port) as censor, psycopg.connect(elsewhere, autocommit=True) as beside:
         late = Late(postgres.dsn_for(port=censor.port), dsn)
-        waiting, other = Database(connect=late), Database(dsn)
+        waiting, other = Database(connect=late), Database(elsewhere)
         reactor = Reactor(waiting, other, channels=[first], probe_interval=60, probe_timeout=LONG)
         witness = Witness(reactor)
         starting = Background(reactor.start)
         assert late.waits.wait(PATIENCE)  # the first canary
+        wait_until(lambda: state_of(reactor, 1) == "listening")
         censor.lets_listen.clear()
         listening = Background(reactor.listen, second)
         assert censor.listen_waits.wait(PATIENCE)
@@ -51,7 +53,7 @@ def test_canary_that_arrives_during_a_listen_does_not_end_the_setup(
         late.may_connect.set()
         wait_until(lambda: censor.notifications > passed, why="no canary came")
         for mark in ("1", "2"):  # what the reader has read of the other one came later
-            admin.notify(first, mark)
+            beside.execute("SELECT pg_notify(%s, %s)", (first, mark))
             witness.wait("any_channel", int(mark), other)
         early = state_of(reactor), witness.kinds(waiting), starting.running
         censor.lets_listen.set()
@@ -62,3 +64,29 @@ def test_canary_that_arrives_during_a_listen_does_not_end_the_setup(
 
     assert early == ("connecting", [], True)
     assert set(listened) == {first, second}
+
+
+def test_canary_that_comes_before_the_answer_that_was_to_show_it_missing_is_in_time(
+    postgres: Postgres, dsn: str, proxy: Proxy, channel: str
+) -> None:
+    """It comes late; the round trip that asks after it fetches it, and that is no deafness."""
+    with Censor(proxy.port) as censor:
+        late = Late(postgres.dsn_for(port=censor.port), dsn)
+        late.may_connect.set()
+        reactor = Reactor(
+            Database(connect=late), channels=[channel], probe_interval=60, probe_timeout=6
+        )
+        witness = Witness(reactor)
+        censor.hold()
+        starting = Background(reactor.start)
+        wait_until(lambda: censor.held, why="no canary came")
+        proxy.freeze("to_server")
+        wait_until(lambda: proxy.held("to_server"), why="nobody asked after it")
+        censor.release()
+        proxy.thaw("to_server")
+        starting.result(PATIENCE)
+        told = witness.kinds(reactor.databases[0])
+        reactor.stop()
+
+    assert told in ([], ["connected"])
+    assert not witness.all("lost")

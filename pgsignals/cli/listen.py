@@ -130,6 +130,7 @@ class Runner:
         self.failed = False
         self._command = command
         self._process: subprocess.Popen[bytes] | None = None
+        self._over = False
 
     def handle(self, db: Database, notification: Notification) -> None:
         """Run it for one, and wait for its end.
@@ -148,6 +149,8 @@ class Runner:
             stdin=subprocess.PIPE,
             env=os.environ | told,
         )
+        if self._over:  # since before end() could know of the process
+            process.terminate()
         process.communicate(payload.encode("utf-8", "surrogateescape"))
         if process.returncode:
             self.failed = True
@@ -157,7 +160,8 @@ class Runner:
             say(f"the command of --exec ended with {end} for a notification on {channel}")
 
     def end(self) -> None:
-        """End the command that runs, if any."""
+        """End the command that runs, or is just being started, if any."""
+        self._over = True
         if (process := self._process) is not None:
             process.terminate()
 
@@ -254,8 +258,8 @@ def listen(args: argparse.Namespace) -> int:
         reactor.lost.connect(listener.lost)
         reactor.gap.connect(listener.gap)
         reactor.stopped.connect(listener.stopped)
-        reactor.start()
         try:
+            reactor.start()  # while others do not listen yet, a command may run already
             listener.wait(math.inf if args.timeout is None else args.timeout)
         except BaseException:
             listener.end(FAILED)
