@@ -186,7 +186,7 @@ class Session:
                 "the connection is in use by another Database of pgsignals, which would take what "
                 "arrives; close that one first, or open another connection"
             )
-        self.name = _place(connection.info.host, connection.info.port, connection.info.dbname)
+        self.name = _place_of(self.pgconn)
         self.check_idle()
         self.backend_id = connection.info.backend_pid
         self.ended = False
@@ -822,8 +822,7 @@ def _raised_in(exc: BaseException, package: str) -> bool:
 
 def open_like(connection: Connection) -> Connection:
     """Another connection to where *connection* leads, as the same user.  Blocks."""
-    info = connection.info
-    name = _place(info.host, info.port, info.dbname)
+    info, name = connection.info, _place_of(connection.pgconn)
     params = {"password": info.password or None, "client_encoding": "UTF8"}
     return open_connection(info.dsn, params, name)
 
@@ -887,6 +886,14 @@ def _resolved(settings: Mapping[str, Any]) -> dict[str, str]:
         found["default host"] = pgconn.host.decode(errors="replace")
     pgconn.finish()
     return found
+
+
+def _place_of(pgconn: pq.abc.PGconn) -> str:
+    """Where an open connection leads.  psycopg would decode by an encoding that Python may lack."""
+    host, port, dbname = (
+        part.decode(errors="replace") for part in (pgconn.host, pgconn.port, pgconn.db)
+    )
+    return _place(host, port, dbname)
 
 
 def _place(host: str, port: object, dbname: str) -> str:
@@ -963,8 +970,7 @@ def _spoken(connection: Connection) -> Connection:
     server = pgconn.parameter_status(b"server_encoding")
     wanted = b"SQL_ASCII" if server == b"SQL_ASCII" else b"UTF8"
     if server == b"MULE_INTERNAL":
-        info = connection.info
-        place = _place(info.host, info.port, info.dbname)
+        place = _place_of(pgconn)
         connection.close()
         raise _no_conversion(place, "MULE_INTERNAL")
     idle = pgconn.transaction_status == pq.TransactionStatus.IDLE

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import queue
 import signal
 import sys
@@ -18,6 +17,7 @@ from pgsignals._fork import Birth
 from pgsignals._handlers import typed
 from pgsignals._life import Life, Plan
 from pgsignals._link import Settings
+from pgsignals._log import Log
 from pgsignals._reentry import calls_out, reentered
 from pgsignals._types import DatabaseStatus, Status
 from pgsignals.database import Database
@@ -25,7 +25,7 @@ from pgsignals.errors import ClosedError, ConnectionStateError
 from pgsignals.manager import as_seconds, check_timeout
 from pgsignals.signals import Channels, ChannelSignal, F, OrderedSignal, default
 
-logger = logging.getLogger("pgsignals.reactor")
+logger = Log("pgsignals.reactor")
 
 #: 2**17: more than the 100,000 of a large transaction, some 30 MB of short payloads.
 MAX_BACKLOG = 131_072
@@ -281,7 +281,8 @@ class Reactor:
         def handle(number: int, _: FrameType | None) -> None:
             wishes.put(number)
             if not started:  # not here: this thread may hold any lock
-                threading.Thread(target=self.stop, args=(0,), daemon=True).start()
+                patience = stop_timeout if wishes.qsize() == 1 else 0  # it may run already
+                threading.Thread(target=self.stop, args=(patience,), daemon=True).start()
 
         before = _handle_signals(handle)
         try:

@@ -175,6 +175,16 @@ def test_pure_module_knows_neither_sockets_threads_nor_clocks(source: Source) ->
         assert source.foreign_imports & IMPURE == set()
 
 
+@each_module
+def test_loggers_have_names_that_do_not_change_with_a_module(source: Source) -> None:
+    text = (PACKAGE / f"{source.name.replace('.', '/')}.py").with_suffix(".py")
+    if text.is_file():
+        loggers = re.findall(r"(?:getLogger|Log)\((.*?)\)", text.read_text("utf-8"))
+        names = {name for name in loggers if name not in ("name", "Adapter")}
+
+        assert names <= {f'"pgsignals{part}"' for part in ("", ".reactor", ".manager", ".run")}
+
+
 def test_tables_name_only_modules_that_exist() -> None:
     tables = [set(LEVEL_OF), PURE, *ONLY_IN.values(), *CALLED_IN.values()]
 

@@ -162,6 +162,21 @@ def test_payload_that_is_no_text_is_a_type_error(payload: object) -> None:
 
 
 @pytest.mark.spec("9.2", "9.3", "U11")
+@pytest.mark.parametrize(
+    ("payload", "hint"),
+    [({"a": 1}, "json.dumps"), ([1], "json.dumps"), (42, "json.dumps"), (b"x", "decode it")],
+)
+def test_error_for_a_payload_that_is_no_text_tells_what_makes_one(
+    payload: object, hint: str
+) -> None:
+    for items in ([("orders", payload)], []):
+        pairs = {} if items else {"orders": payload}
+        with pytest.raises(TypeError, match=hint) as caught:
+            notify_items(items, pairs)
+
+        assert type(payload).__name__ in str(caught.value)
+
+
 def test_items_keep_their_order_and_keywords_come_last() -> None:
     items = notify_items(["b", ("a", "1"), "b", ("c", None)], {"z": "2", "a": None})
 

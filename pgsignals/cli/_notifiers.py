@@ -166,9 +166,9 @@ def functions_and_triggers(ask: Ask) -> Iterator[Notifier]:
                 given = bytes.fromhex(arguments_in_hex).decode(errors="replace").split("\0")
                 place = f"{table_schema}.{table}" if table_schema else table
                 kind = "TRIGGER" if table_schema else "EVENT TRIGGER"
-                remedy = f"ALTER EVENT TRIGGER {trigger} ENABLE"
+                remedy = f"to enable it: ALTER EVENT TRIGGER {trigger} ENABLE"
                 if table_schema:
-                    remedy = f"ALTER TABLE {place} ENABLE TRIGGER {trigger}"
+                    remedy = f"to enable it: ALTER TABLE {place} ENABLE TRIGGER {trigger}"
                 asleep = ASLEEP.get(enabled)
                 yield Notifier(
                     f"{kind.lower()} {trigger} on {place}, which calls {function}",
@@ -197,7 +197,7 @@ def rules(ask: Ask) -> Iterator[Notifier]:
                 names,
                 computes,
                 asleep,
-                f"ALTER TABLE {place} ENABLE RULE {name}" if asleep else None,
+                f"to enable it: ALTER TABLE {place} ENABLE RULE {name}" if asleep else None,
                 {"rule": name, "on": place, "asleep": asleep},
             )
 
