@@ -17,7 +17,7 @@ from pgsignals._fork import Birth
 from pgsignals._link import Link, Reason, Settings
 from pgsignals._reader import Reader
 from pgsignals._types import Gap
-from pgsignals._workers import Workers, current_worker, emit, own_session
+from pgsignals._workers import Workers, current_worker, enter_reader, own_session
 from pgsignals.database import Database, send
 from pgsignals.errors import ClosedError, ConnectionLostError
 from pgsignals.signals import Channels, OrderedSignal, changes, default
@@ -199,6 +199,7 @@ class Life:
     # -- the reader's thread ---------------------------------------------------------------------
 
     def _live(self) -> None:
+        enter_reader()
         try:
             self.reader.run(self._borrowed)
         except BaseException as exc:
@@ -229,6 +230,8 @@ class Life:
             self._warn()
         self.reader.close()
         self._take_back()
+        for link in self.reader.links:
+            self.workers.warn_of_drops(link, finally_=True)
         self.running, self.over = False, True
         _living.discard(self)
         if was_running:
@@ -250,7 +253,7 @@ class Life:
 
     def _tell_stopped(self, drained: bool) -> None:
         def tell() -> None:
-            emit(self.reactor.stopped, self.reactor, error=self.error)
+            self.workers.emit(self.reactor.stopped, self.reactor, error=self.error)
 
         if drained:
             self.backlog.announce(None, tell)
@@ -265,6 +268,7 @@ class Life:
     # -- what links tell (Events); on the reader's thread ----------------------------------------
 
     def wanted(self, link: Link) -> set[str]:
+        self.workers.forget_plans(link)
         return self.reactor.wanted(link.database)
 
     def batched(self, link: Link) -> Collection[str]:
@@ -276,20 +280,22 @@ class Life:
         return names
 
     def connected(self, link: Link, resumed: bool) -> None:
+        signal, database = self.reactor.connected, link.database
         self.backlog.announce(
-            link, lambda: emit(self.reactor.connected, link.database, resumed=resumed)
+            link, lambda: self.workers.emit(signal, database, link, resumed=resumed)
         )
 
     def lost(self, link: Link, reason: Reason, error: ConnectionLostError) -> None:
+        signal, database = self.reactor.lost, link.database
         self.backlog.announce(
-            link, lambda: emit(self.reactor.lost, link.database, reason=reason, error=error)
+            link, lambda: self.workers.emit(signal, database, link, reason=reason, error=error)
         )
 
     def gap(self, link: Link, gap: Gap) -> None:
         self.backlog.announce(link, lambda: self.overflowed(link, gap), gap.channels)
 
     def overflowed(self, link: Link, gap: Gap) -> None:
-        emit(self.reactor.gap, link.database, gap=gap)
+        self.workers.emit_gap(self.reactor.gap, link, gap)
 
     def idle(self) -> None:
         if self._idle_waits:
@@ -298,12 +304,17 @@ class Life:
 
         def tell() -> None:
             self._idle_waits = False
-            emit(self.reactor.idle, self.reactor)
+            self.workers.emit(self.reactor.idle, self.reactor)
 
         self.backlog.announce(None, tell)
 
+    def queued(self, link: Link) -> None:
+        self.workers.warn_of_drops(link)
+
     def look_at_handlers(self) -> None:
         self.workers.warn_of_slow()
+        for link in self.reader.links:
+            self.workers.warn_of_drops(link)
 
     # -- from any thread -------------------------------------------------------------------------
 

@@ -8,11 +8,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection
+from datetime import UTC
 from typing import Any, Protocol
 
 from pgsignals import _driver
 from pgsignals._backlog import TURN, Announcement, Backlog, Drops, Lane, Segment
-from pgsignals._types import Notification
+from pgsignals._handlers import describe, refuse_result
+from pgsignals._types import Gap, Notification
 from pgsignals.database import Database
 from pgsignals.errors import ConnectionStateError
 from pgsignals.signals import Call, Channels, OrderedSignal, changes, default
@@ -26,6 +28,12 @@ SLOW = 10.0
 
 #: A worker takes more at once while what it took before has been handled in so many seconds.
 INSTANT = 0.0001
+
+#: Seconds between two lines of the log about what a database's full backlog has dropped.
+DROPS_LOGGED_EVERY = 10.0
+
+#: Channels of a gap that the log names.
+MOST_NAMED = 10
 
 #: Notifications of a batch for a handler that is prompt, and in how many seconds it then is.
 PIECE = 400
@@ -97,6 +105,8 @@ class Workers:
         self._any_channel = any_channel
         self._handler_failed = handler_failed
         self._failed_lock = threading.Lock()
+        self._planned: dict[Origin, int] = {}  # at which change a link's plans were made
+        self._drops_logged: dict[Origin, tuple[int, float]] = {}  # so many, and when
         self.threads = [Worker(self, f"{name}-worker-{n}") for n in range(1, count + 1)]
 
     def start(self) -> None:
@@ -116,6 +126,30 @@ class Workers:
         for worker in self.threads:
             worker.warn_if_slow(now)
 
+    def warn_of_drops(self, link: Origin, *, finally_: bool = False) -> None:
+        """Log what has been dropped: at once, and then now and then; for the reader.
+
+        :param finally_: at once in any case.
+        """
+        logged, at = self._drops_logged.get(link, (0, float("-inf")))
+        dropped, now = link.dropped, time.monotonic()
+        if dropped == logged or (now - at < DROPS_LOGGED_EVERY and not finally_):
+            return
+        self._drops_logged[link] = dropped, now
+        _log(
+            logging.WARNING,
+            "%s: the backlog is full: %d notifications dropped, %d in all",
+            link.database.name,
+            dropped - logged,
+            dropped,
+        )
+
+    def forget_plans(self, link: Origin) -> None:
+        """Let go of the handlers that were resolved before the latest change."""
+        if self._planned.get(link) != (count := changes.count):
+            self._planned[link] = count
+            link.plans.clear()
+
     # -- what a worker runs ----------------------------------------------------------------------
 
     def run(self, worker: Worker) -> None:
@@ -130,8 +164,7 @@ class Workers:
                 else:
                     handled = self._run_segment(worker, *task)
             except BaseException:
-                with contextlib.suppress(BaseException):  # a filter of the user's may raise
-                    logger.critical("pgsignals itself has failed on a worker", exc_info=True)
+                _log(logging.CRITICAL, "pgsignals itself has failed on a worker", exc_info=True)
             worker.handler = None
             task = backlog.done(task, handled) or backlog.take()
 
@@ -157,9 +190,11 @@ class Workers:
                 if handler is not None:
                     worker.at = notification
                     try:
-                        handler(database, notification=notification)
+                        result = handler(database, notification=notification)
+                        if result is not None:
+                            refuse_result(result)
                     except BaseException as exc:
-                        self._fail(link, notification, handler, exc)
+                        self._fail(worker, link, notification, handler, exc)
                     if sessions:
                         worker.end_transactions()
                 elif plan.calls:
@@ -179,9 +214,9 @@ class Workers:
             if (handler := plan.only_batch) is not None and changes.count == plan.made_at:
                 worker.handler, worker.at = handler, notifications
                 try:
-                    handler(link.database, notifications=notifications[:])
+                    refuse_result(handler(link.database, notifications=notifications[:]))
                 except BaseException as exc:
-                    self._fail(link, notifications, handler, exc)
+                    self._fail(worker, link, notifications, handler, exc)
                 if worker.sessions:
                     worker.end_transactions()
             else:
@@ -192,8 +227,7 @@ class Workers:
     def _plan(self, link: Origin, channel: str) -> Plan:
         plan = link.plans.get(channel)
         if plan is None or changes.count != plan.made_at:
-            if plan is not None:
-                link.plans.clear()  # the others are stale, too
+            self.forget_plans(link)
             made_at = changes.count
             calls = [
                 call
@@ -221,30 +255,36 @@ class Workers:
                     break
                 worker.handler, worker.at = handler, part
                 if call.batch:
-                    self._call_batch(link, call, handler, part)
+                    self._call_batch(worker, link, call, handler, part)
                 else:
-                    self._call(link, call, handler, part)
+                    self._call(worker, link, call, handler, part)
                 if worker.sessions:
                     worker.end_transactions()
 
     def _call(
-        self, link: Origin, call: Call, handler: Callable[..., Any], notification: Notification
+        self,
+        worker: Worker,
+        link: Origin,
+        call: Call,
+        handler: Callable[..., Any],
+        notification: Notification,
     ) -> None:
         extra = {}
         if call.decode is not None:
             try:
                 extra["value"] = call.decode(notification.payload)
             except BaseException as exc:
-                self._fail(link, notification, handler, exc, decoding=True)
+                self._fail(worker, link, notification, handler, exc, decoding=True)
                 return
+        called = call.wrapped(handler)
         try:
-            call.refuse_coroutine(handler)
-            call.wrapped(handler)(link.database, notification=notification, **extra)
+            refuse_result(called(link.database, notification=notification, **extra))
         except BaseException as exc:
-            self._fail(link, notification, handler, exc)
+            self._fail(worker, link, notification, handler, exc)
 
     def _call_batch(
         self,
+        worker: Worker,
         link: Origin,
         call: Call,
         handler: Callable[..., Any],
@@ -257,22 +297,23 @@ class Workers:
                 try:
                     value = call.decode(notification.payload)
                 except BaseException as exc:
-                    self._fail(link, [notification], handler, exc, decoding=True)
+                    self._fail(worker, link, [notification], handler, exc, decoding=True)
                 else:
                     given["notifications"].append(notification)
                     given["values"].append(value)
             if not given["notifications"]:
                 return
+        called = call.wrapped(handler)
         try:
-            call.refuse_coroutine(handler)
-            call.wrapped(handler)(link.database, **given)
+            refuse_result(called(link.database, **given))
         except BaseException as exc:
-            self._fail(link, notifications, handler, exc)
+            self._fail(worker, link, notifications, handler, exc)
 
     # -- failures --------------------------------------------------------------------------------
 
     def _fail(
         self,
+        worker: Worker,
         link: Origin,
         told: Notification | list[Notification],
         handler: Callable[..., Any],
@@ -288,13 +329,105 @@ class Workers:
         if decoding:  # without the error's text: a decoder's often repeats the payload
             kind = type(error).__name__
             message = "the decode of %s refused a payload on channel %r of %s (%s)"
-            logger.error(message, name, channel, where, kind)
+            _log(logging.ERROR, message, name, channel, where, kind)
         else:
             message = "handler %s failed on channel %r of %s"
-            logger.error(message, name, channel, where, exc_info=error)
+            _log(logging.ERROR, message, name, channel, where, exc_info=error)
+        if worker.sessions:  # before receivers use the same session
+            worker.end_transactions()
+        self._tell_failed(link, told, handler, error)
+
+    def _tell_failed(
+        self,
+        link: Origin,
+        told: Notification | list[Notification] | None,
+        handler: Callable[..., Any],
+        error: BaseException,
+    ) -> None:
         with self._failed_lock:
             link.failed += 1
-        emit(self._handler_failed, link.database, notification=told, handler=handler, error=error)
+        self.emit(
+            self._handler_failed, link.database, notification=told, handler=handler, error=error
+        )
+
+    # -- signals of the reactor ------------------------------------------------------------------
+
+    def emit(
+        self, signal: OrderedSignal, sender: object, link: Origin | None = None, **given: object
+    ) -> None:
+        """Send a signal of the reactor's own; what a receiver raises ends nothing.
+
+        :param link: where failures are counted, and told to ``handler_failed``; None for a signal
+            whose failures are logged alone.
+        """
+        self._emit(signal, sender, link, given)
+
+    def _emit(
+        self, signal: OrderedSignal, sender: object, link: Origin | None, given: dict[str, Any]
+    ) -> int:
+        """See :meth:`emit`.  Returns how many receivers were called."""
+        worker = current_worker(self)
+        called = 0
+        for call in signal.calls_for(sender):
+            receiver = call.handler() if call.still_calls(sender) else None
+            if receiver is None:
+                continue
+            called += 1
+            before = None
+            if worker is not None:
+                before = worker.handler, worker.at
+                worker.handler, worker.at = receiver, call
+            error: BaseException | None = None
+            try:
+                refuse_result(receiver(sender, **given))
+            except BaseException as exc:
+                error = exc
+            if error is not None:
+                message = "receiver %s of a reactor's signal failed"
+                _log(logging.ERROR, message, describe(receiver), exc_info=error)
+            if worker is not None and worker.sessions:
+                worker.end_transactions()
+            if error is not None and link is not None:
+                self._tell_failed(link, None, receiver, error)
+            if worker is not None and before is not None:
+                worker.handler, worker.at = before
+        return called
+
+    def emit_gap(self, signal: OrderedSignal, link: Origin, gap: Gap) -> None:
+        """Log a gap and send it."""
+        count = "an unknown number" if gap.dropped is None else str(gap.dropped)
+        _log(
+            logging.WARNING,
+            "%s: gap (%s) from %s to %s: %s missed on %s",
+            link.database.name,
+            gap.reason,
+            gap.since.astimezone(UTC).isoformat(),
+            gap.until.astimezone(UTC).isoformat(),
+            count,
+            _named(gap.channels),
+        )
+        called = self._emit(signal, link.database, link, {"gap": gap})
+        if not called and signal.has_forgotten(link.database):
+            _log(
+                logging.WARNING,
+                "%s: the gap is told to nobody: its receivers were connected weakly and have been "
+                "collected; use @reactor.on('gap'), or connect(..., weak=False)",
+                link.database.name,
+            )
+
+
+def _named(channels: Collection[str] | None) -> str:
+    """The channels of a gap, for a log."""
+    if channels is None:
+        return "all channels"
+    names = sorted(channels)
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(map(repr, names[:MOST_NAMED])) + more
+
+
+def _log(level: int, message: str, *args: object, **given: Any) -> None:
+    with contextlib.suppress(BaseException):  # a filter of the user's may raise
+        logger.log(level, message, *args, **given)
 
 
 class Worker(threading.Thread):
@@ -329,7 +462,8 @@ class Worker(threading.Thread):
             self._seen, self._seen_at, self._warned = at, now, False
         elif now - self._seen_at >= SLOW and not self._warned:
             self._warned = True
-            logger.warning(
+            _log(
+                logging.WARNING,
                 "handler %s has been running for %.0f s, and holds up what comes after on %s",
                 describe(handler),
                 now - self._seen_at,
@@ -363,7 +497,8 @@ class Worker(threading.Thread):
                 del self.sessions[database]
                 session.close()
             elif session.in_transaction:
-                logger.error(
+                _log(
+                    logging.ERROR,
                     "handler %s left a transaction open, which is rolled back; "
                     "use 'with db.transaction():'",
                     describe(self.handler),
@@ -385,6 +520,28 @@ def current_worker(workers: Workers) -> Worker | None:
     return worker if worker is not None and worker.serves(workers) else None
 
 
+def enter_reader() -> None:
+    """The calling thread is a reader."""
+    _current.reads = True
+
+
+def may_wait() -> bool:
+    """Whether the calling thread may wait for a reader.
+
+    Not one that is a reader, or a worker which runs no handler: a finalizer is running then, in
+    the middle of anything.  Nor one whose event loop runs.
+    """
+    worker: Worker | None = getattr(_current, "worker", None)
+    if getattr(_current, "reads", False) or (worker is not None and worker.handler is None):
+        return False
+    events = sys.modules.get("asyncio.events")  # nobody has a loop who has not imported it
+    get_loop = getattr(events, "get_running_loop", None)
+    try:
+        return get_loop is None or not get_loop()
+    except RuntimeError:  # none runs here
+        return True
+
+
 def own_session(workers: Workers, database: Database, losses: int) -> _driver.Session:
     """The calling worker's session with *database*: see :meth:`Worker.session_for`.
 
@@ -397,23 +554,3 @@ def own_session(workers: Workers, database: Database, losses: int) -> _driver.Se
             "open a Database of your own"
         )
     return worker.session_for(database, losses)
-
-
-def emit(signal: OrderedSignal, sender: object, **kwargs: object) -> None:
-    """Send a signal of the reactor's own; what a receiver raises is logged, and ends nothing."""
-    for call in tuple(signal.calls_for(sender)):
-        receiver = call.handler() if call.still_calls(sender) else None
-        if receiver is None:
-            continue
-        try:
-            call.refuse_coroutine(receiver)
-            receiver(sender, **kwargs)
-        except BaseException:
-            logger.exception("receiver %s of a reactor's signal failed", describe(receiver))
-
-
-def describe(handler: object) -> str:
-    """A handler's name, for a log."""
-    name = getattr(handler, "__qualname__", None) or type(handler).__qualname__
-    module = getattr(handler, "__module__", None)
-    return f"{module}.{name}" if module else str(name)

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from types import FrameType
 from typing import Any, Self, get_args
 
 from pgsignals._backlog import Policy
-from pgsignals._channels import ALL, check_channels, check_unlisten, notify_items
+from pgsignals._channels import ALL, check_handled, check_unlisten, notify_items
 from pgsignals._fork import Birth
-from pgsignals._handlers import typed
+from pgsignals._handlers import refuse_coroutine_function, typed, typed_on
 from pgsignals._life import Life, Plan
 from pgsignals._link import Settings
 from pgsignals._types import DatabaseStatus, Status
+from pgsignals._workers import may_wait
 from pgsignals.database import Database
 from pgsignals.errors import ClosedError, ConnectionStateError
 from pgsignals.manager import as_seconds, check_timeout
 from pgsignals.signals import Channels, ChannelSignal, F, OrderedSignal, default
+
+logger = logging.getLogger(__name__)
 
 #: 2**17: more than the 100,000 of a large transaction, some 30 MB of short payloads.
 MAX_BACKLOG = 131_072
@@ -79,7 +83,7 @@ class Reactor:
         self._databases = tuple(_database(database) for database in databases)
         if len(set(self._databases)) < len(self._databases):
             raise ValueError("a database was given twice")
-        self._own = Channels()
+        self._own = Channels(default)
         self._plan = Plan(
             databases=self._databases,
             channels=self._own,
@@ -98,30 +102,29 @@ class Reactor:
         )
         self._birth = Birth()
         self._listened: dict[Database, frozenset[str]] = dict.fromkeys(
-            self._databases, frozenset(check_channels(channels))
+            self._databases, frozenset(map(check_handled, channels))
         )
         self._lock = threading.Lock()  # guards _listened and which life is ours
         self._life: Life | None = None
         for namespace in (default, self._own):
             namespace.watch(self)
 
-        self.connected = OrderedSignal("connected(db, *, resumed): a session listens.")
+        signals = self._own.of_reactor
+        self.connected: OrderedSignal = signals["connected"]
         """Once per session, when its LISTEN is known to hold: ``receiver(db, *, resumed)``."""
-        self.lost = OrderedSignal("lost(db, *, reason, error): a session has ended.")
+        self.lost: OrderedSignal = signals["lost"]
         """Once per session: ``receiver(db, *, reason, error)``; *reason* is "ended", "silent"
         (no answer in time) or "deaf" (it answers, but a canary did not arrive)."""
-        self.gap = OrderedSignal("gap(db, *, gap): something may have been missed.")
+        self.gap: OrderedSignal = signals["gap"]
         """``receiver(db, *, gap)``, with a :class:`Gap`."""
-        self.idle = OrderedSignal("idle(reactor): every timeout seconds.")
+        self.idle: OrderedSignal = signals["idle"]
         """Every *timeout* seconds when set: ``receiver(reactor)``."""
-        self.handler_failed = OrderedSignal(
-            "handler_failed(db, *, notification, handler, error): a handler raised."
-        )
+        self.handler_failed: OrderedSignal = signals["handler_failed"]
         """``receiver(db, *, notification, handler, error)``; *notification* is the list, for a
-        batch handler."""
-        self.stopped = OrderedSignal("stopped(reactor, *, error): it has ended.")
+        batch handler, and None where a receiver of a signal of the reactor raised."""
+        self.stopped: OrderedSignal = signals["stopped"]
         """Once per life: ``receiver(reactor, *, error)``; *error* is None after a clean stop."""
-        self.any_channel = OrderedSignal("any_channel(db, *, notification): each of them.")
+        self.any_channel: OrderedSignal = signals["any_channel"]
         """Every notification: ``receiver(db, *, notification)``."""
 
     def __repr__(self) -> str:
@@ -148,12 +151,19 @@ class Reactor:
         self._check_fork()
         return self._own.on_channel(*names, sender=sender, decode=decode, batch=batch, weak=weak)
 
+    @typed_on
+    def on(self, *names: str) -> Callable[[F], F]:
+        """As :func:`pgsignals.on`, for this reactor alone.  Its signals' own ``connect`` holds a
+        receiver weakly."""
+        self._check_fork()
+        return self._own.on(*names)
+
     def wrap_handlers(self, around: Callable[..., object] | None) -> None:
         """Have every handler of this reactor called by *around*, for measuring and tracing.
 
         It is called as ``around(handler, database, **given)`` on the worker, has to call
-        ``handler(database, **given)``, and to let through what that raises.  *given* is what the
-        handler wants: ``notification`` or ``notifications``, ``value`` or ``values``.  Receivers of
+        ``handler(database, **given)``, to return what that returns, and to let through what it
+        raises.  *given* is what the handler wants: ``notification`` or ``notifications``, ``value`` or ``values``.  Receivers of
         :attr:`any_channel` are handlers, too; those of the reactor's other signals are not.
 
         Handlers that run go on as they are.  There is one *around* at a time.
@@ -170,8 +180,42 @@ class Reactor:
 
     def acknowledge_handlers(self) -> None:
         """See :class:`pgsignals.signals.Watcher`."""
-        if (life := self._life) is not None and not self._birth.elsewhere:
+        if (life := self._life) is not None and not self._birth.elsewhere and may_wait():
             life.wait_settled(life.reader.links)
+
+    @property
+    def served(self) -> Collection[Database]:
+        """See :class:`pgsignals.signals.Watcher`."""
+        life = self._life
+        return () if life is None or life.over or self._birth.elsewhere else self._databases
+
+    def check_handler(self, handler: Callable[..., Any], sender: Database | None) -> None:
+        """See :class:`pgsignals.signals.Watcher`."""
+        if (served := self.served) and (sender is None or sender in served):
+            refuse_coroutine_function(handler)
+
+    def _handlers(self) -> dict[str, list[Callable[..., Any]]]:
+        """Who is called for our databases, by the name of the channel or the signal of ours."""
+        senders = (*self._databases, self)
+        found = default.handlers_for(senders)
+        for name, handlers in self._own.handlers_for(senders).items():
+            found.setdefault(name, []).extend(handlers)
+        return found
+
+    def _check_handlers(self) -> None:
+        """Refuse those that cannot be called, and warn where none ever will be."""
+        found = self._handlers()
+        for handler in [one for handlers in found.values() for one in handlers]:
+            refuse_coroutine_function(handler)
+        for namespace in (default, self._own):
+            namespace.warn_of_foreign(self._databases)
+        wanted = any(self.wanted(database) for database in self._databases)
+        if not wanted and not found.keys() - {"any_channel"}:
+            logger.warning(
+                "%r has no channel to listen to, and no handler: nothing will arrive before "
+                "on_channel(), channels= or listen() names one",
+                self,
+            )
 
     # -- life ------------------------------------------------------------------------------------
 
@@ -184,8 +228,11 @@ class Reactor:
         :raises UnsupportedServerError: LISTEN/NOTIFY cannot work there; says what to change.
         :raises ConnectionStateError: another reactor serves a database, or a connection is not in
             autocommit, or is in a transaction.
+        :raises TypeError: a handler is a coroutine function.
         """
         self._check_fork()
+        if not self.served:
+            self._check_handlers()
         with self._lock:
             before, life = self._life, self._life
             if life is None or life.over:
@@ -329,7 +376,7 @@ class Reactor:
         :param database: None for all.
         """
         self._check_fork()
-        names = frozenset(check_channels(channels))
+        names = frozenset(map(check_handled, channels))
         self._change_listened(database, lambda before: before | names)
 
     def unlisten(self, *channels: str, database: Database | None = None) -> None:

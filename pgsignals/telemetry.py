@@ -28,8 +28,8 @@ from opentelemetry import metrics, trace
 from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation
 from opentelemetry.trace import SpanKind, StatusCode, Tracer, TracerProvider
 
+from pgsignals._handlers import describe
 from pgsignals._types import DatabaseStatus, Notification, Status
-from pgsignals._workers import describe
 from pgsignals.database import Database
 from pgsignals.errors import ForkedError
 from pgsignals.reactor import Reactor
@@ -157,7 +157,7 @@ class _Around:
             "Number of messages that were delivered to the application.",
         )
 
-    def __call__(self, handler: Callable[..., Any], database: Database, **given: Any) -> None:
+    def __call__(self, handler: Callable[..., Any], database: Database, **given: Any) -> object:
         batch: list[Notification] | None = given.get("notifications")
         channel = (batch[0] if batch else given["notification"]).channel
         common: dict[str, Any] = {
@@ -182,7 +182,7 @@ class _Around:
             set_status_on_exception=False,
         ) as span:
             try:
-                handler(database, **given)
+                return handler(database, **given)
             except BaseException as error:
                 common["error.type"] = _type_name(error)
                 _record(span, error)

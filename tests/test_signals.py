@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import blinker
@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pgsignals
-from pgsignals import signals
+from pgsignals import Database, signals
 from pgsignals.errors import ChannelNameError
 from pgsignals.signals import Channels, ChannelSignal, Options, OrderedSignal
 from tests.support.values import BAD_NAMES, GOOD_NAMES, NO_TEXT
@@ -504,8 +504,12 @@ def test_channels_that_have_handlers_are_told_for_each_sender(channels: Channels
 
 
 class Watcher:
+    served: Collection[Database] = ()
+
     def __init__(self) -> None:
         self.seen: list[str] = []
+
+    def check_handler(self, handler: Callable[..., Any], sender: Database | None) -> None: ...
 
     def handlers_changed(self, name: str) -> None:
         self.seen.append(name)

@@ -266,7 +266,7 @@ def test_handlers_and_senders_that_were_collected_do_not_come_back(channel: str)
             del handler, database
             gc.collect()
         assert not signal.wanted_by(None)
-        assert not signal._weak_senders
+        assert not signal.state().senders
 
 
 def test_running_reactor_follows_the_handlers_that_come_back(
