@@ -17,7 +17,7 @@ from pgsignals._handlers import describe, refuse_result
 from pgsignals._types import Gap, Notification
 from pgsignals.database import Database
 from pgsignals.errors import ConnectionStateError
-from pgsignals.signals import Call, Channels, OrderedSignal, changes, default
+from pgsignals.signals import Call, Channels, OrderedSignal, ReactorSignal, changes, default
 
 logger = logging.getLogger(__name__)
 
@@ -194,7 +194,7 @@ class Workers:
                         if result is not None:
                             refuse_result(result)
                     except BaseException as exc:
-                        self._fail(worker, link, notification, handler, exc)
+                        self._fail(worker, link, plan.calls[0], notification, handler, exc)
                     if sessions:
                         worker.end_transactions()
                 elif plan.calls:
@@ -216,7 +216,7 @@ class Workers:
                 try:
                     refuse_result(handler(link.database, notifications=notifications[:]))
                 except BaseException as exc:
-                    self._fail(worker, link, notifications, handler, exc)
+                    self._fail(worker, link, plan.calls[0], notifications, handler, exc)
                 if worker.sessions:
                     worker.end_transactions()
             else:
@@ -274,13 +274,13 @@ class Workers:
             try:
                 extra["value"] = call.decode(notification.payload)
             except BaseException as exc:
-                self._fail(worker, link, notification, handler, exc, decoding=True)
+                self._fail(worker, link, call, notification, handler, exc, decoding=True)
                 return
         called = call.wrapped(handler)
         try:
             refuse_result(called(link.database, notification=notification, **extra))
         except BaseException as exc:
-            self._fail(worker, link, notification, handler, exc)
+            self._fail(worker, link, call, notification, handler, exc)
 
     def _call_batch(
         self,
@@ -297,7 +297,7 @@ class Workers:
                 try:
                     value = call.decode(notification.payload)
                 except BaseException as exc:
-                    self._fail(worker, link, [notification], handler, exc, decoding=True)
+                    self._fail(worker, link, call, [notification], handler, exc, decoding=True)
                 else:
                     given["notifications"].append(notification)
                     given["values"].append(value)
@@ -307,7 +307,7 @@ class Workers:
         try:
             refuse_result(called(link.database, **given))
         except BaseException as exc:
-            self._fail(worker, link, notifications, handler, exc)
+            self._fail(worker, link, call, notifications, handler, exc)
 
     # -- failures --------------------------------------------------------------------------------
 
@@ -315,6 +315,7 @@ class Workers:
         self,
         worker: Worker,
         link: Origin,
+        call: Call,
         told: Notification | list[Notification],
         handler: Callable[..., Any],
         error: BaseException,
@@ -335,7 +336,8 @@ class Workers:
             _log(logging.ERROR, message, name, channel, where, exc_info=error)
         if worker.sessions:  # before receivers use the same session
             worker.end_transactions()
-        self._tell_failed(link, told, handler, error)
+        of_reactor = isinstance(call.signal, ReactorSignal)
+        self._tell_failed(link, None if of_reactor else told, handler, error)
 
     def _tell_failed(
         self,
@@ -377,18 +379,17 @@ class Workers:
             if worker is not None:
                 before = worker.handler, worker.at
                 worker.handler, worker.at = receiver, call
-            error: BaseException | None = None
             try:
                 refuse_result(receiver(sender, **given))
             except BaseException as exc:
-                error = exc
-            if error is not None:
                 message = "receiver %s of a reactor's signal failed"
-                _log(logging.ERROR, message, describe(receiver), exc_info=error)
+                _log(logging.ERROR, message, describe(receiver), exc_info=exc)
+                if worker is not None and worker.sessions:  # as in _fail
+                    worker.end_transactions()
+                if link is not None:
+                    self._tell_failed(link, None, receiver, exc)
             if worker is not None and worker.sessions:
                 worker.end_transactions()
-            if error is not None and link is not None:
-                self._tell_failed(link, None, receiver, error)
             if worker is not None and before is not None:
                 worker.handler, worker.at = before
         return called

@@ -163,8 +163,9 @@ class Reactor:
 
         It is called as ``around(handler, database, **given)`` on the worker, has to call
         ``handler(database, **given)``, to return what that returns, and to let through what it
-        raises.  *given* is what the handler wants: ``notification`` or ``notifications``, ``value`` or ``values``.  Receivers of
-        :attr:`any_channel` are handlers, too; those of the reactor's other signals are not.
+        raises.  *given* is what the handler wants: ``notification`` or ``notifications``,
+        ``value`` or ``values``.  Receivers of :attr:`any_channel` are handlers, too; those of the
+        reactor's other signals are not.
 
         Handlers that run go on as they are.  There is one *around* at a time.
 

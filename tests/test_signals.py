@@ -449,13 +449,11 @@ def test_on_channel_without_parentheses_is_a_type_error(channels: Channels) -> N
         decorator(print)
 
 
-def test_coroutine_function_is_refused_with_what_to_do(channels: Channels) -> None:
+def test_coroutine_function_is_taken_where_no_reactor_runs(channels: Channels) -> None:
     async def handler(_: object, **__: object) -> None: ...
 
-    with pytest.raises(TypeError, match=r"handler.*run_coroutine_threadsafe"):
-        channels.on_channel("orders")(handler)
-
-    assert not channels.wanted_by("db")
+    assert channels.on_channel("orders")(handler) is handler
+    assert channels.wanted_by("db") == {"orders"}
 
 
 @pytest.mark.parametrize("handler", [None, 5, "handler"])
@@ -492,7 +490,7 @@ def test_plain_connect_takes_the_options_back(channels: Channels) -> None:
 def test_channels_that_have_handlers_are_told_for_each_sender(channels: Channels) -> None:
     _, (a, b) = receivers("a", "b")
     channels.on_channel("orders")(a)
-    channels.on_channel("stock", sender="db")(b)
+    channels.channel("stock").connect(b, sender="db")
     assert channels.wanted_by("db") == {"orders", "stock"}
     assert channels.wanted_by("other") == {"orders"}
     channels.channel("orders").disconnect(a)
