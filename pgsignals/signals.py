@@ -399,16 +399,15 @@ def _id_of(sender: Any) -> Hashable:
 
 
 class _Subscription(OrderedSignal):
-    """Tells who waits for another signal's being connected; which is remembered meanwhile."""
+    """Tells those who wait for another signal's being connected, and keeps that one alive."""
 
     def __init__(self, signal: OrderedSignal) -> None:
-        self._signal = weakref.ref(signal)
+        self._signal = signal
         super().__init__()
 
     def _changed(self) -> None:
         super()._changed()
-        if (signal := self._signal()) is not None:
-            signal._changed()
+        self._signal._changed()
 
 
 class ReactorSignal(OrderedSignal):
