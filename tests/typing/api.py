@@ -32,6 +32,7 @@ from pgsignals import (
     UnsupportedServerError,
     channel,
     connect,
+    on,
     on_channel,
 )
 
@@ -209,9 +210,9 @@ def signals(reactor: Reactor) -> None:
     def failed(
         db: Database,
         *,
-        notification: Notification | list[Notification],
+        notification: Notification | list[Notification] | None,
         handler: Callable[..., object],
-        error: Exception,
+        error: BaseException,
     ) -> None: ...
 
     @reactor.stopped.connect
@@ -219,6 +220,44 @@ def signals(reactor: Reactor) -> None:
 
     takes_signal(reactor.connected)
     reactor.gap.disconnect(stale)
+
+
+@on("gap")
+def reload(db: Database, gap: Gap) -> str:
+    return gap.reason
+
+
+@on("connected", "lost")
+def note(db: Database, **_: object) -> None: ...
+
+
+def on_keeps_the_type(db: Database, gap: Gap, reactor: Reactor) -> None:
+    assert_type(reload(db, gap), str)
+    note(db, resumed=True)
+
+    @reactor.on("connected")
+    def connected(db: Database, *, resumed: bool) -> None: ...
+
+    @reactor.on("lost")
+    def lost(db: Database, *, reason: str, error: ConnectionLostError) -> None: ...
+
+    @reactor.on("idle")
+    def idle(reactor: Reactor) -> None: ...
+
+    @reactor.on("handler_failed")
+    def failed(
+        db: Database,
+        *,
+        notification: Notification | list[Notification] | None,
+        handler: Callable[..., object],
+        error: BaseException,
+    ) -> None: ...
+
+    @reactor.on("stopped")
+    def stopped(reactor: Reactor, *, error: BaseException | None) -> None: ...
+
+    @reactor.on("any_channel")
+    def audit(db: Database, *, notification: Notification) -> None: ...
 
 
 def status(reactor: Reactor) -> str:
