@@ -213,9 +213,9 @@ class Reactor:
         wanted = any(self.wanted(database) for database in self._databases)
         if not wanted and not found.keys() - {"any_channel"}:
             logger.warning(
-                "%r has no channel to listen to, and no handler: nothing will arrive before "
+                "%s has no channel to listen to, and no handler: nothing will arrive before "
                 "on_channel(), channels= or listen() names one",
-                self,
+                repr(self),  # a log may keep what it is given
             )
 
     # -- life ------------------------------------------------------------------------------------

@@ -733,9 +733,9 @@ def _warn_if_foreign(
 ) -> None:
     if sender not in served:
         logger.warning(
-            "handler %s is never called: no reactor that runs has its sender, %r",
+            "handler %s is never called: no reactor that runs has its sender, %s",
             describe(handler),
-            sender,
+            repr(sender),  # a log may keep what it is given
         )
 
 

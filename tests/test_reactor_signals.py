@@ -321,7 +321,8 @@ def test_receiver_that_fails_is_counted_and_told(
     if how == "connect":
         getattr(reactor, name).connect(fails)
     else:
-        on(name)(fails) if how == "module" else reactor.on(name)(fails)
+        register: Any = on if how == "module" else reactor.on
+        register(name)(fails)
     with reactor:
         reactor.notify("first")
         lose(reactor, admin)
@@ -346,7 +347,8 @@ def test_receiver_without_a_database_that_fails_is_logged_alone(
         called.set()
         raise RuntimeError("on purpose")
 
-    reactor.on(name)(fail)
+    register: Any = reactor.on(name)
+    register(fail)
     reactor.on_channel("first")(fails)
     with reactor:
         reactor.notify("first")
@@ -385,7 +387,8 @@ def test_transaction_that_a_receiver_leaves_open_is_rolled_back(
         db.execute("INSERT INTO left_open VALUES (2)")
         stored.set()
 
-    reactor.on(name)(leave)
+    register: Any = reactor.on(name)
+    register(leave)
     with reactor:
         reactor.notify(store="fail")
         lose(reactor, admin)

@@ -299,5 +299,7 @@ def wrong_types(db: Database, reactor: Reactor) -> None:
     db.listen(1)  # type: ignore[arg-type]  # a name is text
     db.notify(("orders", "42", 7))  # type: ignore[arg-type]  # a pair, not a Notification
     db.wait(timeout="1")  # type: ignore[arg-type]  # seconds
+    on("gaps")  # type: ignore[call-overload]  # no such signal
+    on()  # type: ignore[call-overload]  # which one?
     Reactor(DSN, overflow="fail")  # type: ignore[arg-type]  # no such policy
     reactor.notify(orders=b"43")  # type: ignore[arg-type]  # a payload is text
