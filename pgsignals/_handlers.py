@@ -382,7 +382,10 @@ def refuse_result(result: object) -> None:
     if inspect.isawaitable(result):
         with contextlib.suppress(BaseException):
             _close(result)
-        raise TypeError(f"the call returned a {kind}, which a Reactor does not await; {_WAYS_OUT}")
+        why = ": a coroutine function cannot be a handler" if kind == "coroutine" else ""
+        raise TypeError(
+            f"the call returned a {kind}, which a Reactor does not await{why}; {_WAYS_OUT}"
+        )
 
 
 _WAYS_OUT = "use AsyncReactor, or hand over to the event loop with asyncio.run_coroutine_threadsafe"

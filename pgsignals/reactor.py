@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import signal
@@ -195,23 +196,30 @@ class Reactor:
         if (served := self.served) and (sender is None or sender in served):
             refuse_coroutine_function(handler)
 
-    def _handlers(self) -> dict[str, list[Callable[..., Any]]]:
-        """Who is called for our databases, by the name of the channel or the signal of ours."""
-        senders = (*self._databases, self)
-        found = default.handlers_for(senders)
-        for name, handlers in self._own.handlers_for(senders).items():
-            found.setdefault(name, []).extend(handlers)
-        return found
+    def _handled(self) -> set[str]:
+        """The channels and the signals of ours that have a handler or receiver."""
+        return {name for name, _ in self._found_handlers()}
 
-    def _check_handlers(self) -> None:
-        """Refuse those that cannot be called, and warn where none ever will be."""
-        found = self._handlers()
-        for handler in [one for handlers in found.values() for one in handlers]:
-            refuse_coroutine_function(handler)
+    def _found_handlers(self) -> list[tuple[str, list[tuple[Callable[..., Any], bool]]]]:
+        senders = (*self._databases, self)
+        return [
+            found
+            for namespace in (default, self._own)
+            for found in namespace.handlers_for(senders).items()
+        ]
+
+    def _refuse_coroutine_functions(self) -> None:
+        for _, found in self._found_handlers():
+            for handler, registered in found:
+                if registered:  # others fail when they are called
+                    refuse_coroutine_function(handler)
+
+    def _warn_of_silence(self) -> None:
+        """Warn of what can never be called."""
         for namespace in (default, self._own):
             namespace.warn_of_foreign(self._databases)
         wanted = any(self.wanted(database) for database in self._databases)
-        if not wanted and not found.keys() - {"any_channel"}:
+        if not wanted and not self._handled() - {"any_channel"}:
             logger.warning(
                 "%s has no channel to listen to, and no handler: nothing will arrive before "
                 "on_channel(), channels= or listen() names one",
@@ -233,13 +241,15 @@ class Reactor:
         """
         self._check_fork()
         if not self.served:
-            self._check_handlers()
+            self._refuse_coroutine_functions()
         with self._lock:
             before, life = self._life, self._life
             if life is None or life.over:
                 life = self._life = Life(self, self._plan)
         if life is not before:
             life.start()
+            with contextlib.suppress(Exception):  # a filter of the log may raise
+                self._warn_of_silence()
         elif life.is_current:
             if life.reader.stopping:
                 raise ConnectionStateError("start(): a stop of this reactor is under way")

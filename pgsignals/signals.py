@@ -118,6 +118,9 @@ class _Connection(NamedTuple):
     senders: frozenset[Hashable]
     """The ids of those that it hears.  Empty after it has left the last one: blinker keeps it."""
 
+    registered: bool
+    """By ``on_channel`` or ``on``, which look at what they are given."""
+
     def hears(self, sender_id: Hashable) -> bool:
         return _ANY_ID in self.senders or sender_id in self.senders
 
@@ -224,7 +227,9 @@ class OrderedSignal(blinker.Signal):
         """
         return self.connect_with(receiver, sender, weak, Options())
 
-    def connect_with(self, receiver: F, sender: Any, weak: bool, options: Options) -> F:
+    def connect_with(
+        self, receiver: F, sender: Any, weak: bool, options: Options, *, registered: bool = False
+    ) -> F:
         """:meth:`connect` with *options*, which replace those of an earlier one."""
         receiver_id, sender_id = make_id(receiver), _id_of(sender)
         reference: Any = receiver
@@ -239,7 +244,8 @@ class OrderedSignal(blinker.Signal):
                 heard = known.senders
                 if not heard:
                     del connections[receiver_id]  # it comes last, as a new one
-            connections[receiver_id] = _Connection(reference, options, heard | {sender_id})
+            heard |= {sender_id}
+            connections[receiver_id] = _Connection(reference, options, heard, registered)
             return State(connections, {**named, **state.senders}, state.forgotten)
 
         self._replace(connected)
@@ -381,6 +387,15 @@ class OrderedSignal(blinker.Signal):
         connection = self._state.value.connections.get(receiver_id)
         return connection is not None and connection.hears(make_id(sender))
 
+    def handlers_for(self, sender: Any) -> list[tuple[Callable[..., Any], bool]]:
+        """Those that hear *sender*, and whether they were registered as handlers."""
+        sender_id = make_id(sender)
+        return [
+            (receiver, one.registered)
+            for one in self._state.value.connections.values()
+            if one.hears(sender_id) and (receiver := one.receiver) is not None
+        ]
+
     def bound(self) -> list[tuple[Callable[..., Any], object]]:
         """The receivers that hear some senders only, with each of these."""
         state = self._state.value
@@ -486,10 +501,12 @@ class ChannelSignal(OrderedSignal):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r}>"
 
-    def connect_with(self, receiver: F, sender: Any, weak: bool, options: Options) -> F:
+    def connect_with(
+        self, receiver: F, sender: Any, weak: bool, options: Options, *, registered: bool = False
+    ) -> F:
         """See :meth:`OrderedSignal.connect_with`."""
         first = not self.wanted_by(sender)
-        super().connect_with(receiver, sender, weak, options)
+        super().connect_with(receiver, sender, weak, options, registered=registered)
         if first and (namespace := self._namespace()) is not None:
             namespace.acknowledge()
         return receiver
@@ -604,7 +621,7 @@ class Channels:
             with self._one_acknowledgement():
                 for signal in signals:
                     source = blinker.ANY if database is None else database
-                    signal.connect_with(handler, source, weak, options)
+                    signal.connect_with(handler, source, weak, options, registered=True)
             if database is not None and (served := self._served()):
                 _warn_if_foreign(handler, database, served)
             return handler
@@ -626,7 +643,8 @@ class Channels:
                 check_signature(handler, keywords, sender)
             self._check_handler(handler, None)
             for name in names:
-                self.of_reactor[name].connect(handler, weak=False)
+                signal = self.of_reactor[name]
+                signal.connect_with(handler, blinker.ANY, False, Options(), registered=True)
             return handler
 
         return connect
@@ -650,14 +668,15 @@ class Channels:
         """The channels of which a handler for *sender* wants batches."""
         return {signal.name for signal in self._known() if signal.batches_for(sender)}
 
-    def handlers_for(self, senders: Collection[Any]) -> dict[str, list[Callable[..., Any]]]:
-        """Who is called for *senders*, by the name of the channel or the reactor's signal."""
-        found: dict[str, list[Callable[..., Any]]] = {}
+    def handlers_for(
+        self, senders: Collection[Any]
+    ) -> dict[str, list[tuple[Callable[..., Any], bool]]]:
+        """As :meth:`OrderedSignal.handlers_for`, by the name of the channel or of the reactor's
+        signal."""
+        found: dict[str, list[tuple[Callable[..., Any], bool]]] = {}
         signals: list[ChannelSignal | ReactorSignal] = [*self._known(), *self.of_reactor.values()]
         for signal in signals:
-            calls = [call for sender in senders for call in signal.calls_for(sender)]
-            handlers = [handler for call in calls if (handler := call.handler()) is not None]
-            if handlers:
+            if handlers := [one for sender in senders for one in signal.handlers_for(sender)]:
                 found.setdefault(signal.name, []).extend(handlers)
         return found
 

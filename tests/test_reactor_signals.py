@@ -219,12 +219,18 @@ def test_coroutine_function_keeps_a_reactor_from_starting(dsn: str, how: str, ha
         assert reactor.running
 
 
-def test_coroutine_function_that_is_connected_keeps_a_reactor_from_starting(dsn: str) -> None:
-    reactor = Reactor(dsn)
+def test_coroutine_function_that_is_only_connected_fails_when_it_is_called(
+    dsn: str, admin: Admin
+) -> None:
+    reactor = Reactor(dsn, channels=["first"], backoff=(0.01, 0.02))
+    failures = Failures(reactor)
     reactor.lost.connect(coroutine)
+    with reactor:
+        lose(reactor, admin)
+        wait_until(lambda: failures.seen)
 
-    with pytest.raises(TypeError, match=r"test_reactor_signals\.coroutine is a coroutine function"):
-        reactor.start()
+    ((notification, handler, error),) = failures.seen
+    assert (notification, handler, type(error)) == (None, coroutine, TypeError)
 
 
 @pytest.mark.parametrize("how", REGISTERED)
