@@ -28,7 +28,7 @@ from pgsignals.errors import (
 )
 from pgsignals.manager import NotificationManager
 from pgsignals.reactor import Reactor
-from pgsignals.signals import channel, on_channel
+from pgsignals.signals import channel, on, on_channel
 
 if TYPE_CHECKING:
     from pgsignals import embedded as embedded
@@ -55,6 +55,7 @@ __all__ = [
     "UnsupportedServerError",
     "channel",
     "connect",
+    "on",
     "on_channel",
 ]
 

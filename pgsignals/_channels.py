@@ -89,6 +89,19 @@ def check_channels(names: Iterable[object]) -> tuple[str, ...]:
     return tuple(check_channel(name) for name in names)
 
 
+def check_handled(name: object) -> str:
+    """As :func:`check_channel`, for a channel whose notifications a reactor hands out.
+
+    :raises ChannelNameError: also for the channel of the reactors' own probes.
+    """
+    if (name := check_channel(name)) == PROBE_CHANNEL:
+        raise ChannelNameError(
+            f"{PROBE_CHANNEL!r} is the channel of the reactors' own probes, which no handler "
+            "receives; choose another name, or watch it with a Database of your own"
+        )
+    return name
+
+
 def check_unlisten(names: Iterable[object]) -> tuple[str, ...]:
     """As :func:`check_channels`, but ``"*"`` is allowed: it stands for all channels."""
     return tuple(ALL if name == ALL else check_channel(name) for name in names)

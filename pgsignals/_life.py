@@ -22,7 +22,7 @@ from pgsignals._log import Log
 from pgsignals._reader import Reader
 from pgsignals._reentry import calls_out, reentered
 from pgsignals._types import Gap
-from pgsignals._workers import Workers, current_worker, emit, own_session, work_for, works_for
+from pgsignals._workers import Workers, current_worker, own_session, work_for, works_for
 from pgsignals.database import Database, send
 from pgsignals.errors import ClosedError, ConnectionLostError, ConnectionStateError
 from pgsignals.signals import Channels, OrderedSignal
@@ -264,6 +264,8 @@ class Life:
             self._warn()
         self._step(lambda: self.reader.close(time.monotonic() + CLOSED_WITHIN))
         self._step(self._take_back)
+        for link in self.reader.links:
+            self.workers.warn_of_drops(link, finally_=True)
         self.running, self.over = False, True
         _living.discard(self)
         if was_running:
@@ -284,7 +286,7 @@ class Life:
 
     def _tell_stopped(self, drained: bool) -> None:
         def tell() -> None:
-            emit(self.reactor.stopped, self.reactor, error=self.error)
+            self.workers.emit(self.reactor.stopped, self.reactor, error=self.error)
 
         if drained:
             self.backlog.announce(None, tell)
@@ -299,23 +301,26 @@ class Life:
     # -- what links tell (Events); on the reader's thread ----------------------------------------
 
     def wanted(self, link: Link) -> set[str]:
+        self.workers.forget_plans(link)
         return self.reactor.wanted(link.database)
 
     def connected(self, link: Link, resumed: bool) -> None:
+        signal, database = self.reactor.connected, link.database
         self.backlog.announce(
-            link, lambda: emit(self.reactor.connected, link.database, resumed=resumed)
+            link, lambda: self.workers.emit(signal, database, link, resumed=resumed)
         )
 
     def lost(self, link: Link, reason: Reason, error: ConnectionLostError) -> None:
+        signal, database = self.reactor.lost, link.database
         self.backlog.announce(
-            link, lambda: emit(self.reactor.lost, link.database, reason=reason, error=error)
+            link, lambda: self.workers.emit(signal, database, link, reason=reason, error=error)
         )
 
     def gap(self, link: Link, gap: Gap) -> None:
         self.backlog.announce(link, lambda: self.overflowed(link, gap), gap.channels)
 
     def overflowed(self, link: Link, gap: Gap) -> None:
-        emit(self.reactor.gap, link.database, gap=gap)
+        self.workers.emit_gap(self.reactor.gap, link, gap)
 
     def idle(self) -> None:
         if self._idle_waits:
@@ -324,12 +329,17 @@ class Life:
 
         def tell() -> None:
             self._idle_waits = False
-            emit(self.reactor.idle, self.reactor)
+            self.workers.emit(self.reactor.idle, self.reactor)
 
         self.backlog.announce(None, tell)
 
+    def queued(self, link: Link) -> None:
+        self.workers.warn_of_drops(link)
+
     def look_at_handlers(self) -> None:
         self.workers.warn_of_slow()
+        for link in self.reader.links:
+            self.workers.warn_of_drops(link)
 
     # -- from any thread -------------------------------------------------------------------------
 

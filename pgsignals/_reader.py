@@ -217,6 +217,7 @@ class Reader:
             link.received += len(burst)
             link.last_received = time.time()
             self._backlog.put(link, burst, link.proven_since, now_utc())
+            self.events.queued(link)
         while self._manager.garbage:
             self.disturbed = True
             link = self._manager.garbage.pop()

@@ -5,18 +5,20 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from datetime import UTC
 from typing import Any, Protocol
 
 from pgsignals import _driver
 from pgsignals._backlog import TURN, Announcement, Backlog, Drops, Lane, Segment
 from pgsignals._fork import Birth
+from pgsignals._handlers import describe, refuse_result
 from pgsignals._log import Log
 from pgsignals._reentry import calls_out
-from pgsignals._types import Notification
+from pgsignals._types import Gap, Notification
 from pgsignals.database import Database
 from pgsignals.errors import ConnectionStateError
-from pgsignals.signals import Call, Channels, OrderedSignal, changes, default
+from pgsignals.signals import Call, Channels, OrderedSignal, ReactorSignal, changes, default
 
 logger = Log("pgsignals.reactor")
 
@@ -27,6 +29,12 @@ SLOW = 10.0
 
 #: A worker takes more at once while what it took before has been handled in so many seconds.
 INSTANT = 0.0001
+
+#: Seconds between two lines of the log about what a database's full backlog has dropped.
+DROPS_LOGGED_EVERY = 10.0
+
+#: Channels of a gap that the log names.
+MOST_NAMED = 10
 
 #: Notifications of a batch for a handler that is prompt, and in how many seconds it then is.
 PIECE = 400
@@ -101,6 +109,8 @@ class Workers:
         self._any_channel = any_channel
         self._handler_failed = handler_failed
         self._failed_lock = threading.Lock()
+        self._planned: dict[Origin, int] = {}  # at which change a link's plans were made
+        self._drops_logged: dict[Origin, tuple[int, float]] = {}  # so many, and when
         self.threads = [Worker(self, f"{name}-worker-{n}") for n in range(1, count + 1)]
 
     def start(self) -> None:
@@ -136,6 +146,29 @@ class Workers:
         now = time.monotonic()
         for worker in self.threads:
             worker.warn_if_slow(now)
+
+    def warn_of_drops(self, link: Origin, *, finally_: bool = False) -> None:
+        """Log what has been dropped: at once, and then now and then; for the reader.
+
+        :param finally_: at once in any case.
+        """
+        logged, at = self._drops_logged.get(link, (0, float("-inf")))
+        dropped, now = link.dropped, time.monotonic()
+        if dropped == logged or (now - at < DROPS_LOGGED_EVERY and not finally_):
+            return
+        self._drops_logged[link] = dropped, now
+        logger.warning(
+            "%s: the backlog is full: %d notifications dropped, %d in all",
+            link.database.name,
+            dropped - logged,
+            dropped,
+        )
+
+    def forget_plans(self, link: Origin) -> None:
+        """Let go of the handlers that were resolved before the latest change."""
+        if self._planned.get(link) != (count := changes.count):
+            self._planned[link] = count
+            link.plans.clear()
 
     # -- what a worker runs ----------------------------------------------------------------------
 
@@ -177,9 +210,11 @@ class Workers:
                 if handler is not None:
                     worker.at = notification
                     try:
-                        handler(database, notification=notification)
+                        result = handler(database, notification=notification)
+                        if result is not None:
+                            refuse_result(result)
                     except BaseException as exc:
-                        self._fail(link, notification, handler, exc)
+                        self._fail(worker, link, plan.calls[0], notification, handler, exc)
                     if sessions:
                         worker.end_transactions()
                 elif plan.batch:
@@ -205,9 +240,9 @@ class Workers:
         if (handler := plan.only_batch) is not None and changes.count == plan.made_at:
             worker.handler, worker.at = handler, notifications
             try:
-                handler(link.database, notifications=notifications[:])
+                refuse_result(handler(link.database, notifications=notifications[:]))
             except BaseException as exc:
-                self._fail(link, notifications, handler, exc)
+                self._fail(worker, link, plan.calls[0], notifications, handler, exc)
             if worker.sessions:
                 worker.end_transactions()
         else:
@@ -227,8 +262,7 @@ class Workers:
     def _plan(self, link: Origin, channel: str) -> Plan:
         plan = link.plans.get(channel)
         if plan is None or changes.count != plan.made_at:
-            if plan is not None:
-                link.plans.clear()  # the others are stale, too
+            self.forget_plans(link)
             made_at = changes.count
             calls = [
                 call
@@ -258,32 +292,38 @@ class Workers:
                     break
                 worker.handler, worker.at = handler, part
                 if call.batch:
-                    self._call_batch(link, call, handler, part)
+                    self._call_batch(worker, link, call, handler, part)
                 else:
-                    self._call(link, call, handler, part)
+                    self._call(worker, link, call, handler, part)
                 if worker.sessions:
                     worker.end_transactions()
 
     @calls_out
     def _call(
-        self, link: Origin, call: Call, handler: Callable[..., Any], notification: Notification
+        self,
+        worker: Worker,
+        link: Origin,
+        call: Call,
+        handler: Callable[..., Any],
+        notification: Notification,
     ) -> None:
         extra = {}
         if call.decode is not None:
             try:
                 extra["value"] = call.decode(notification.payload)
             except BaseException as exc:
-                self._fail(link, notification, handler, exc, decoding=True)
+                self._fail(worker, link, call, notification, handler, exc, decoding=True)
                 return
+        called = call.wrapped(handler)
         try:
-            call.refuse_coroutine(handler)
-            call.wrapped(handler)(link.database, notification=notification, **extra)
+            refuse_result(called(link.database, notification=notification, **extra))
         except BaseException as exc:
-            self._fail(link, notification, handler, exc)
+            self._fail(worker, link, call, notification, handler, exc)
 
     @calls_out
     def _call_batch(
         self,
+        worker: Worker,
         link: Origin,
         call: Call,
         handler: Callable[..., Any],
@@ -296,23 +336,25 @@ class Workers:
                 try:
                     value = call.decode(notification.payload)
                 except BaseException as exc:
-                    self._fail(link, [notification], handler, exc, decoding=True)
+                    self._fail(worker, link, call, [notification], handler, exc, decoding=True)
                 else:
                     given["notifications"].append(notification)
                     given["values"].append(value)
             if not given["notifications"]:
                 return
+        called = call.wrapped(handler)
         try:
-            call.refuse_coroutine(handler)
-            call.wrapped(handler)(link.database, **given)
+            refuse_result(called(link.database, **given))
         except BaseException as exc:
-            self._fail(link, notifications, handler, exc)
+            self._fail(worker, link, call, notifications, handler, exc)
 
     # -- failures --------------------------------------------------------------------------------
 
     def _fail(
         self,
+        worker: Worker,
         link: Origin,
+        call: Call,
         told: Notification | list[Notification],
         handler: Callable[..., Any],
         error: BaseException,
@@ -331,9 +373,94 @@ class Workers:
         else:
             message = "handler %s failed on channel %r of %s"
             logger.error(message, name, channel, where, exc_info=error)
+        if worker.sessions:  # before receivers use the same session
+            worker.end_transactions()
+        of_reactor = isinstance(call.signal, ReactorSignal)
+        self._tell_failed(link, None if of_reactor else told, handler, error)
+
+    def _tell_failed(
+        self,
+        link: Origin,
+        told: Notification | list[Notification] | None,
+        handler: Callable[..., Any],
+        error: BaseException,
+    ) -> None:
         with self._failed_lock:
             link.failed += 1
-        emit(self._handler_failed, link.database, notification=told, handler=handler, error=error)
+        self.emit(
+            self._handler_failed, link.database, notification=told, handler=handler, error=error
+        )
+
+    # -- signals of the reactor ------------------------------------------------------------------
+
+    def emit(
+        self, signal: OrderedSignal, sender: object, link: Origin | None = None, **given: object
+    ) -> None:
+        """Send a signal of the reactor's own; what a receiver raises ends nothing.
+
+        :param link: where failures are counted, and told to ``handler_failed``; None for a signal
+            whose failures are logged alone.
+        """
+        self._emit(signal, sender, link, given)
+
+    @calls_out
+    def _emit(
+        self, signal: OrderedSignal, sender: object, link: Origin | None, given: dict[str, Any]
+    ) -> int:
+        """See :meth:`emit`.  Returns how many receivers were called."""
+        worker = current_worker(self)
+        called = 0
+        for call in signal.calls_for(sender):
+            receiver = call.handler() if call.still_calls(sender) else None
+            if receiver is None:
+                continue
+            called += 1
+            before = None
+            if worker is not None:
+                before = worker.handler, worker.at
+                worker.handler, worker.at = receiver, call
+            try:
+                refuse_result(receiver(sender, **given))
+            except BaseException as exc:
+                logger.exception("receiver %s of a reactor's signal failed", describe(receiver))
+                if worker is not None and worker.sessions:  # as in _fail
+                    worker.end_transactions()
+                if link is not None:
+                    self._tell_failed(link, None, receiver, exc)
+            if worker is not None and worker.sessions:
+                worker.end_transactions()
+            if worker is not None and before is not None:
+                worker.handler, worker.at = before
+        return called
+
+    def emit_gap(self, signal: OrderedSignal, link: Origin, gap: Gap) -> None:
+        """Log a gap and send it."""
+        count = "an unknown number" if gap.dropped is None else str(gap.dropped)
+        logger.warning(
+            "%s: gap (%s) from %s to %s: %s missed on %s",
+            link.database.name,
+            gap.reason,
+            gap.since.astimezone(UTC).isoformat(),
+            gap.until.astimezone(UTC).isoformat(),
+            count,
+            _named(gap.channels),
+        )
+        called = self._emit(signal, link.database, link, {"gap": gap})
+        if not called and signal.has_forgotten(link.database):
+            logger.warning(
+                "%s: the gap is told to nobody: its receivers were connected weakly and have been "
+                "collected; use @reactor.on('gap'), or connect(..., weak=False)",
+                link.database.name,
+            )
+
+
+def _named(channels: Collection[str] | None) -> str:
+    """The channels of a gap, for a log."""
+    if channels is None:
+        return "all channels"
+    names = sorted(channels)
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(map(repr, names[:MOST_NAMED])) + more
 
 
 class Worker(threading.Thread):
@@ -450,24 +577,3 @@ def own_session(workers: Workers, database: Database, losses: int) -> _driver.Se
             "open a Database of your own"
         )
     return worker.session_for(database, losses)
-
-
-@calls_out
-def emit(signal: OrderedSignal, sender: object, **kwargs: object) -> None:
-    """Send a signal of the reactor's own; what a receiver raises is logged, and ends nothing."""
-    for call in tuple(signal.calls_for(sender)):
-        receiver = call.handler() if call.still_calls(sender) else None
-        if receiver is None:
-            continue
-        try:
-            call.refuse_coroutine(receiver)
-            receiver(sender, **kwargs)
-        except BaseException:
-            logger.exception("receiver %s of a reactor's signal failed", describe(receiver))
-
-
-def describe(handler: object) -> str:
-    """A handler's name, for a log."""
-    name = getattr(handler, "__qualname__", None) or type(handler).__qualname__
-    module = getattr(handler, "__module__", None)
-    return f"{module}.{name}" if module else str(name)

@@ -7,14 +7,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from types import FrameType
 from typing import Any, Self, get_args
 
 from pgsignals._backlog import Policy
-from pgsignals._channels import ALL, check_channels, check_unlisten, notify_items
+from pgsignals._channels import ALL, check_handled, check_unlisten, notify_items
 from pgsignals._fork import Birth
-from pgsignals._handlers import typed
+from pgsignals._handlers import refuse_coroutine_function, typed, typed_on
 from pgsignals._life import Life, Plan
 from pgsignals._link import Settings
 from pgsignals._log import Log
@@ -84,7 +84,7 @@ class Reactor:
         self._databases = tuple(_database(database) for database in databases)
         if len(set(self._databases)) < len(self._databases):
             raise ValueError("a database was given twice")
-        self._own = Channels()
+        self._own = Channels(default)
         self._plan = Plan(
             databases=self._databases,
             channels=self._own,
@@ -103,7 +103,7 @@ class Reactor:
         )
         self._birth = Birth()
         self._arounds: tuple[Callable[..., object], ...] = ()
-        listened = check_channels(channels)
+        listened = [check_handled(channel) for channel in channels]
         # Changed in one step of C each, so that no lock is needed, which a finalizer in the
         # middle of a change could not take.
         self._listened = {database: set(listened) for database in self._databases}
@@ -112,23 +112,22 @@ class Reactor:
         for namespace in (default, self._own):
             namespace.watch(self)
 
-        self.connected = OrderedSignal("connected(db, *, resumed): a session listens.")
+        signals = self._own.of_reactor
+        self.connected: OrderedSignal = signals["connected"]
         """Once per session, when its LISTEN is known to hold: ``receiver(db, *, resumed)``."""
-        self.lost = OrderedSignal("lost(db, *, reason, error): a session has ended.")
+        self.lost: OrderedSignal = signals["lost"]
         """Once per session: ``receiver(db, *, reason, error)``; *reason* is "ended", "silent"
         (no answer in time) or "deaf" (it answers, but a canary did not arrive)."""
-        self.gap = OrderedSignal("gap(db, *, gap): something may have been missed.")
+        self.gap: OrderedSignal = signals["gap"]
         """``receiver(db, *, gap)``, with a :class:`Gap`."""
-        self.idle = OrderedSignal("idle(reactor): every timeout seconds.")
+        self.idle: OrderedSignal = signals["idle"]
         """Every *timeout* seconds when set: ``receiver(reactor)``."""
-        self.handler_failed = OrderedSignal(
-            "handler_failed(db, *, notification, handler, error): a handler raised."
-        )
+        self.handler_failed: OrderedSignal = signals["handler_failed"]
         """``receiver(db, *, notification, handler, error)``; *notification* is the list, for a
-        batch handler."""
-        self.stopped = OrderedSignal("stopped(reactor, *, error): it has ended.")
+        batch handler, and None where a receiver of a signal of the reactor raised."""
+        self.stopped: OrderedSignal = signals["stopped"]
         """Once per life: ``receiver(reactor, *, error)``; *error* is None after a clean stop."""
-        self.any_channel = OrderedSignal("any_channel(db, *, notification): each of them.")
+        self.any_channel: OrderedSignal = signals["any_channel"]
         """Every notification: ``receiver(db, *, notification)``."""
 
     def __repr__(self) -> str:
@@ -154,6 +153,13 @@ class Reactor:
         """As :func:`pgsignals.on_channel`, for this reactor alone."""
         self._check_fork()
         return self._own.on_channel(*names, sender=sender, decode=decode, batch=batch, weak=weak)
+
+    @typed_on
+    def on(self, *names: str) -> Callable[[F], F]:
+        """As :func:`pgsignals.on`, for this reactor alone.  Its signals' own ``connect`` holds a
+        receiver weakly."""
+        self._check_fork()
+        return self._own.on(*names)
 
     def wrap_handlers(self, around: Callable[..., object] | None) -> None:
         """Have every handler of this reactor called by *around*, for measuring and tracing.
@@ -195,8 +201,49 @@ class Reactor:
 
     def acknowledge_handlers(self) -> None:
         """See :class:`pgsignals.signals.Watcher`."""
-        if (life := self._life) is not None and not self._birth.elsewhere:
+        if (life := self._life) is not None and not self._birth.elsewhere and not _loop_runs():
             life.wait_settled(life.reader.links)
+
+    @property
+    def served(self) -> Collection[Database]:
+        """See :class:`pgsignals.signals.Watcher`."""
+        life = self._life
+        return () if life is None or life.over or self._birth.elsewhere else self._databases
+
+    def check_handler(self, handler: Callable[..., Any], sender: Database | None) -> None:
+        """See :class:`pgsignals.signals.Watcher`."""
+        if (served := self.served) and (sender is None or sender in served):
+            refuse_coroutine_function(handler)
+
+    def _handled(self) -> set[str]:
+        """The channels and the signals of ours that have a handler or receiver."""
+        return {name for name, _ in self._found_handlers()}
+
+    def _found_handlers(self) -> list[tuple[str, list[tuple[Callable[..., Any], bool]]]]:
+        senders = (*self._databases, self)
+        return [
+            found
+            for namespace in (default, self._own)
+            for found in namespace.handlers_for(senders).items()
+        ]
+
+    def _refuse_coroutine_functions(self) -> None:
+        for _, found in self._found_handlers():
+            for handler, registered in found:
+                if registered:  # others fail when they are called
+                    refuse_coroutine_function(handler)
+
+    def _warn_of_silence(self) -> None:
+        """Warn of what can never be called."""
+        for namespace in (default, self._own):
+            namespace.warn_of_foreign(self._databases)
+        wanted = any(self.wanted(database) for database in self._databases)
+        if not wanted and not self._handled() - {"any_channel"}:
+            logger.warning(
+                "%s has no channel to listen to, and no handler: nothing will arrive before "
+                "on_channel(), channels= or listen() names one",
+                repr(self),  # a log may keep what it is given
+            )
 
     # -- life ------------------------------------------------------------------------------------
 
@@ -209,9 +256,12 @@ class Reactor:
         :raises UnsupportedServerError: LISTEN/NOTIFY cannot work there; says what to change.
         :raises ConnectionStateError: another reactor serves a database, or a connection is not in
             autocommit, or is in a transaction; or no thread would run, under uWSGI.
+        :raises TypeError: a handler is a coroutine function.
         """
         self._check_fork()
         _check_threads()
+        if not self.served:
+            self._refuse_coroutine_functions()
         if reentered():
             raise ConnectionStateError(
                 "start() from a finalizer, an OS signal handler or a logging handler that has "
@@ -228,6 +278,7 @@ class Reactor:
                 raise ConnectionStateError(
                     "start(): a stop of this reactor is under way, and waits for the caller"
                 )
+        self._warn_of_silence()
 
     def _begin(self) -> Life | None:
         """Begin a life and start it, or return the one that goes on."""
@@ -383,7 +434,7 @@ class Reactor:
         :param database: None for all.
         """
         self._check_fork()
-        names = check_channels(channels)
+        names = [check_handled(channel) for channel in channels]
         self._change_listened(database, lambda listened: listened.update(names))
 
     def unlisten(self, *channels: str, database: Database | None = None) -> None:
@@ -442,6 +493,16 @@ class Reactor:
         if (life := self._life) is None or life.over:
             raise ClosedError(f"{what}: the reactor is not running; call start()")
         return life
+
+
+def _loop_runs() -> bool:
+    """Whether the calling thread runs an event loop of asyncio, which must not stand still."""
+    events = sys.modules.get("asyncio.events")  # without it there is no loop
+    get_loop = getattr(events, "get_running_loop", None)
+    try:
+        return get_loop is not None and bool(get_loop())
+    except RuntimeError:  # none runs here
+        return False
 
 
 def _check_threads() -> None:

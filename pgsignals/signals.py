@@ -1,9 +1,13 @@
 """Channels as blinker signals, and who handles them.  The only module that imports blinker.
 
-blinker's own signals have no lock, no order, and stop at the first exception (blinker 1.9,
-``Signal.send``).  :class:`OrderedSignal` mends the first two; the third is mended by the
-reactor, which calls receivers one by one from a :class:`Plan`.  ``send()`` called by a user
+blinker's own signals have no order, are not safe to change while others send, and stop at the
+first exception (blinker 1.9, ``Signal.send``).  :class:`OrderedSignal` mends the first two; the
+third is mended by the reactor, which calls receivers one by one.  ``send()`` called by a user
 behaves as in blinker.
+
+There is no lock here.  A garbage collection takes weak receivers away in any thread and at any
+point, and runs finalizers that may register, remove and stop: with a lock held, they would wait
+for what waits for them.
 """
 
 from __future__ import annotations
@@ -12,30 +16,38 @@ import contextlib
 import functools
 import itertools
 import os
+import sys
 import threading
 import weakref
-from collections.abc import Callable, Generator, Hashable, Iterator
-from inspect import iscoroutinefunction
-from typing import Any, NamedTuple, Protocol, TypeVar
+from _weakref import _remove_dead_weakref  # type: ignore[attr-defined]
+from collections.abc import Callable, Collection, Generator, Hashable, Iterator, Mapping
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import blinker
 from blinker._utilities import make_id, make_ref
 
-from pgsignals._channels import check_channel
+from pgsignals._channels import check_handled
 from pgsignals._decode import decoder
-from pgsignals._fork import ForkLock
-from pgsignals._handlers import typed
+from pgsignals._handlers import (
+    REACTOR_SIGNALS,
+    check_signature,
+    describe,
+    typed,
+    typed_on,
+)
+from pgsignals._log import Log
+from pgsignals.database import Database
+
+logger = Log("pgsignals.reactor")
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 _ANY_ID = 0  # blinker's key for receivers of any sender
 
 
 class _Changes:
-    """Counts every change of every signal, so that resolved receivers know when they are stale.
-
-    Lock-free: a weak receiver may be collected in any thread, at any point.
-    """
+    """Counts every change of every signal, so that resolved receivers know when they are stale."""
 
     def __init__(self) -> None:
         self._counter = itertools.count(1)
@@ -48,6 +60,47 @@ class _Changes:
 changes = _Changes()
 
 
+class _Version(Generic[T]):
+    following: _Version[T] | None = None
+
+    def __init__(self, value: T) -> None:
+        self.value = value
+
+
+class Shared(Generic[T]):
+    """A value that is never changed but replaced, by any thread, also in the middle of another's
+    replacing it, without a lock."""
+
+    def __init__(self, value: T) -> None:
+        self._version = _Version(value)
+
+    @property
+    def value(self) -> T:
+        """What it is now."""
+        return self._newest().value
+
+    def replace(self, compute: Callable[[T], T]) -> None:
+        """Put what *compute* makes of the value in its place.
+
+        It is called again when another replacement came between.
+        """
+        while True:
+            newest = self._newest()
+            wanted = _Version(compute(newest.value))
+            # One step, between whose halves nothing comes: one of several succeeds.
+            if newest.__dict__.setdefault("following", wanted) is wanted:
+                self._newest()  # so that the one before is forgotten
+                return
+
+    def _newest(self) -> _Version[T]:
+        version = newest = self._version
+        while newest.following is not None:
+            newest = newest.following
+        if newest is not version:
+            self._version = newest
+        return newest
+
+
 class Options(NamedTuple):
     """How a receiver wants its notifications."""
 
@@ -55,16 +108,106 @@ class Options(NamedTuple):
     batch: bool = False
 
 
+class _Connection(NamedTuple):
+    """A receiver that is connected."""
+
+    reference: Any
+    """Itself, or a weak reference to it."""
+
+    options: Options
+    senders: frozenset[Hashable]
+    """The ids of those that it hears.  Empty after it has left the last one: blinker keeps it."""
+
+    registered: bool
+    """By ``on_channel`` or ``on``, which look at what they are given."""
+
+    def hears(self, sender_id: Hashable) -> bool:
+        return _ANY_ID in self.senders or sender_id in self.senders
+
+    @property
+    def receiver(self) -> Callable[..., Any] | None:
+        """None when it has been collected."""
+        reference = self.reference
+        receiver: Callable[..., Any] | None
+        receiver = reference() if isinstance(reference, weakref.ref) else reference
+        return receiver
+
+
+class State(NamedTuple):
+    """Who is connected to a signal.  Nothing in it is ever changed."""
+
+    connections: Mapping[Hashable, _Connection] = {}
+    """By the receivers' ids, in order."""
+
+    senders: Mapping[Hashable, weakref.ref[Any] | None] = {}
+    """Those that were ever named and are alive, by their ids; None where no weak reference can be
+    had."""
+
+    forgotten: Mapping[Hashable, None] = {}
+    """The ids of senders that a receiver which was collected has heard."""
+
+    def without(self, receiver_id: Hashable) -> State:
+        left = {key: one for key, one in self.connections.items() if key != receiver_id}
+        return self._replace(connections=left)
+
+    def without_collected(self) -> State:
+        state = self
+        for receiver_id, connection in self.connections.items():
+            if connection.receiver is None:
+                state = state.without(receiver_id)
+        for sender_id, reference in self.senders.items():
+            if reference is not None and reference() is None:
+                state = state.without_sender(sender_id)
+        return state
+
+    def without_sender(self, sender_id: Hashable) -> State:
+        return State(
+            {
+                key: one._replace(senders=one.senders - {sender_id})
+                for key, one in self.connections.items()
+            },
+            {key: ref for key, ref in self.senders.items() if key != sender_id},
+            {key: None for key in self.forgotten if key != sender_id},
+        )
+
+
 class OrderedSignal(blinker.Signal):
     """A blinker signal whose receivers run in the order in which they were connected, and which
     threads may change while others send."""
 
     def __init__(self, doc: str | None = None) -> None:
-        # Reentrant: a weak receiver may be collected while this thread holds it.
-        self._lock = ForkLock()
         self._muted = False
-        self._options: dict[Hashable, Options] = {}
+        self._state = Shared(State())
         super().__init__(doc)
+
+    # -- what blinker has ------------------------------------------------------------------------
+
+    @property
+    def receivers(self) -> dict[Any, Any]:
+        """Each receiver, or a weak reference to it, by an id."""
+        return {key: one.reference for key, one in self._state.value.connections.items()}
+
+    @receivers.setter
+    def receivers(self, _: object) -> None:
+        """blinker's constructor sets it."""
+
+    @property
+    def receiver_connected(self) -> blinker.Signal:
+        """As blinker's: sent when a receiver has been connected."""
+        return self._subscription("receiver_connected")
+
+    @property
+    def receiver_disconnected(self) -> blinker.Signal:
+        """As blinker's: sent when ``disconnect`` has been called."""
+        return self._subscription("receiver_disconnected")
+
+    def _subscription(self, name: str) -> blinker.Signal:
+        found: blinker.Signal = self.__dict__.setdefault(name, _Subscription(self))
+        return found
+
+    def _subscribed(self, name: str) -> blinker.Signal | None:
+        found: blinker.Signal | None = self.__dict__.get(name)
+        return found if found is not None and found.receivers else None
 
     @property
     def is_muted(self) -> bool:
@@ -73,8 +216,9 @@ class OrderedSignal(blinker.Signal):
 
     @is_muted.setter
     def is_muted(self, muted: bool) -> None:
-        self._muted = muted
-        changes.note()
+        if muted != self._muted:
+            self._muted = muted
+            self._changed()
 
     def connect(self, receiver: F, sender: Any = blinker.ANY, weak: bool = True) -> F:
         """As blinker's: call *receiver* when the signal is sent by *sender*.
@@ -83,116 +227,211 @@ class OrderedSignal(blinker.Signal):
         """
         return self.connect_with(receiver, sender, weak, Options())
 
-    def connect_with(self, receiver: F, sender: Any, weak: bool, options: Options) -> F:
+    def connect_with(
+        self, receiver: F, sender: Any, weak: bool, options: Options, *, registered: bool = False
+    ) -> F:
         """:meth:`connect` with *options*, which replace those of an earlier one."""
-        receiver_id = make_id(receiver)
-        sender_id = _ANY_ID if sender is blinker.ANY else make_id(sender)
+        receiver_id, sender_id = make_id(receiver), _id_of(sender)
         reference: Any = receiver
         if weak:
-            reference = make_ref(receiver, self._make_cleanup_receiver(receiver_id))
-        with self._lock:  # what blinker's connect does, without users' code under the lock
-            if not self._by_receiver.get(receiver_id):
-                self.receivers.pop(receiver_id, None)  # it comes last, as a new one
-            self.receivers[receiver_id] = reference
-            self._options[receiver_id] = options
-            self._by_sender[sender_id].add(receiver_id)
-            self._by_receiver[receiver_id].add(sender_id)
-            if sender is not blinker.ANY and sender_id not in self._weak_senders:
-                with contextlib.suppress(TypeError):
-                    cleanup = self._make_cleanup_sender(sender_id)
-                    self._weak_senders[sender_id] = make_ref(sender, cleanup)
-        self._changed()
-        self._tell_connected(receiver, sender, weak)
+            reference = make_ref(receiver, self._when_collected(receiver_id))
+        named = self._named(sender, sender_id)
+
+        def connected(state: State) -> State:
+            connections = dict(state.connections)
+            heard: frozenset[Hashable] = frozenset()
+            if (known := connections.get(receiver_id)) is not None:
+                heard = known.senders
+                if not heard:
+                    del connections[receiver_id]  # it comes last, as a new one
+            heard |= {sender_id}
+            connections[receiver_id] = _Connection(reference, options, heard, registered)
+            return State(connections, {**named, **state.senders}, state.forgotten)
+
+        self._replace(connected)
+        if (subscription := self._subscribed("receiver_connected")) is not None:
+            try:
+                subscription.send(self, receiver=receiver, sender=sender, weak=weak)
+            except TypeError:  # as blinker does
+                self.disconnect(receiver, sender)
+                raise
         return receiver
 
-    def _tell_connected(self, receiver: Any, sender: Any, weak: bool) -> None:
-        if "receiver_connected" not in self.__dict__ or not self.receiver_connected.receivers:
-            return
-        try:
-            self.receiver_connected.send(self, receiver=receiver, sender=sender, weak=weak)
-        except TypeError:  # as blinker does
-            self.disconnect(receiver, sender)
-            raise
+    def disconnect(self, receiver: Callable[..., Any], sender: Any = blinker.ANY) -> None:
+        """As blinker's: do not call *receiver* any more, or not for *sender*."""
+        receiver_id, sender_id = make_id(receiver), _id_of(sender)
+        named = self._named(sender, sender_id)
 
-    def _make_cleanup_sender(self, sender_id: Hashable) -> Callable[[weakref.ref[Any]], None]:
-        cleanup = super()._make_cleanup_sender(sender_id)
+        def disconnected(state: State) -> State:
+            if sender_id == _ANY_ID:
+                return state.without(receiver_id)
+            connections = dict(state.connections)
+            if (known := connections.get(receiver_id)) is not None:
+                connections[receiver_id] = known._replace(senders=known.senders - {sender_id})
+            return State(connections, {**named, **state.senders}, state.forgotten)
 
-        def locked(ref: weakref.ref[Any]) -> None:
-            with self._lock:
-                cleanup(ref)
-            self._changed()
+        self._replace(disconnected)
+        if (subscription := self._subscribed("receiver_disconnected")) is not None:
+            subscription.send(self, receiver=receiver, sender=sender)
 
-        return locked
+    def has_receivers_for(self, sender: Any) -> bool:
+        """As blinker's, a quick look that may be mistaken where a sender has been named before."""
+        state = self._state.value
+        if any(_ANY_ID in one.senders for one in state.connections.values()):
+            return True
+        return bool(state.connections) and _id_of(sender) in state.senders
 
-    def _disconnect(self, receiver_id: Hashable, sender_id: Hashable) -> None:
-        with self._lock:
-            super()._disconnect(receiver_id, sender_id)
-            if receiver_id not in self.receivers:
-                self._options.pop(receiver_id, None)
+    def receivers_for(self, sender: Any) -> Generator[Callable[..., Any], None, None]:
+        """As blinker's, in the order of connection."""
+        sender_id = make_id(sender)
+        for receiver_id, connection in self._state.value.connections.items():
+            if not connection.hears(sender_id):
+                continue
+            # One that was disconnected meanwhile is not called any more.
+            now = self._state.value.connections.get(receiver_id)
+            if now is not None and (receiver := now.receiver) is not None:
+                yield receiver
+
+    def _clear_state(self) -> None:
+        self._replace(lambda _: State())
+
+    # -- changes ---------------------------------------------------------------------------------
+
+    def _replace(self, compute: Callable[[State], State]) -> None:
+        self._state.replace(compute)
         self._changed()
 
     def _changed(self) -> None:
         changes.note()
 
-    def receivers_for(self, sender: Any) -> Generator[Callable[..., Any], None, None]:
-        """As blinker's, in the order of connection."""
-        for receiver_id in self._ids_for(sender):
-            receiver = self.receivers.get(receiver_id)
-            if isinstance(receiver, weakref.ref):
-                receiver = receiver()
-            if receiver is not None:
-                yield receiver
+    # Weak references call these, in any thread and at any point.
 
-    def _ids_for(self, sender: Any) -> list[Hashable]:
-        with self._lock:
-            wanted = self._by_sender.get(_ANY_ID, set()) | self._by_sender.get(
-                make_id(sender), set()
-            )
-            return [receiver_id for receiver_id in self.receivers if receiver_id in wanted]
+    def _when_collected(self, receiver_id: Hashable) -> Callable[[Any], None]:
+        ours = weakref.ref(self)
+
+        def forget(reference: Any) -> None:
+            def forgotten(state: State) -> State:
+                known = state.connections.get(receiver_id)
+                if known is None or known.reference is not reference:
+                    return state
+                heard = {**state.forgotten, **dict.fromkeys(known.senders)}
+                return state.without(receiver_id)._replace(forgotten=heard)
+
+            if (signal := ours()) is not None and not sys.is_finalizing():
+                signal._replace(forgotten)
+
+        return forget
+
+    def _named(self, sender: Any, sender_id: Hashable) -> dict[Hashable, weakref.ref[Any] | None]:
+        """What :attr:`State.senders` has to have for *sender*."""
+        ours = weakref.ref(self)
+
+        def forget(reference: Any) -> None:
+            def forgotten(state: State) -> State:
+                if state.senders.get(sender_id) is not reference:
+                    return state
+                return state.without_sender(sender_id)
+
+            if (signal := ours()) is not None and not sys.is_finalizing():
+                signal._replace(forgotten)
+
+        if sender is blinker.ANY:
+            return {}
+        try:
+            return {sender_id: make_ref(sender, forget)}
+        except TypeError:
+            return {sender_id: None}
+
+    def state(self) -> State:
+        """Who is connected, for :meth:`restore`."""
+        return self._state.value
+
+    def restore(self, state: State) -> None:
+        """Connect those of *state* and nobody else; without what was collected since."""
+        self._state.replace(lambda _: state)
+        # From now on a collection is heard of; so this finds what was collected before.
+        self._replace(State.without_collected)
+
+    # -- what is called --------------------------------------------------------------------------
 
     def wanted_by(self, sender: Any) -> bool:
         """Whether a ``send`` by *sender* would find a receiver, were the signal not muted."""
-        by_sender = self._by_sender
-        return bool(by_sender.get(_ANY_ID) or by_sender.get(make_id(sender)))
+        sender_id = make_id(sender)
+        return any(one.hears(sender_id) for one in self._state.value.connections.values())
 
-    def state(self) -> list[dict[Any, Any]]:
-        """Who is connected, for :meth:`restore`."""
-        with self._lock:
-            plain: list[dict[Any, Any]] = [self.receivers, self._options, self._weak_senders]
-            sets: list[dict[Any, set[Any]]] = [self._by_receiver, self._by_sender]
-            copies = [dict(mapping) for mapping in plain]
-            return copies + [{key: set(ids) for key, ids in mapping.items()} for mapping in sets]
+    def has_forgotten(self, sender: Any) -> bool:
+        """Whether nobody hears *sender*, but a weak receiver did, and has been collected."""
+        forgotten = self._state.value.forgotten
+        heard = _ANY_ID in forgotten or make_id(sender) in forgotten
+        return heard and not self.wanted_by(sender)
 
-    def restore(self, state: list[dict[Any, Any]]) -> None:
-        """Connect those of *state* and nobody else; without what was collected since."""
-        with self._lock:
-            ours: list[dict[Any, Any]] = [self.receivers, self._options, self._weak_senders]
-            ours += [self._by_receiver, self._by_sender]
-            for mapping, before in zip(ours, state, strict=True):
-                mapping.clear()
-                mapping.update(before)
-            for receiver_id, receiver in tuple(self.receivers.items()):
-                if isinstance(receiver, weakref.ref) and receiver() is None:
-                    self._disconnect(receiver_id, _ANY_ID)
-            for sender_id, sender in tuple(self._weak_senders.items()):
-                if sender() is None:
-                    self._make_cleanup_sender(sender_id)(sender)
-        self._changed()
-
-    def calls_for(self, sender: Any) -> Iterator[Call]:
+    def calls_for(self, sender: Any) -> list[Call]:
         """What a send by *sender* calls now, resolved once and good until the next change."""
-        with self._lock:
-            if self._muted:
-                return
-            for receiver_id in self._ids_for(sender):
-                receiver, options = self.receivers[receiver_id], self._options[receiver_id]
-                yield Call(self, receiver_id, receiver, *options)
+        if self._muted:
+            return []
+        sender_id = make_id(sender)
+        return [
+            Call(self, receiver_id, one.reference, *one.options)
+            for receiver_id, one in self._state.value.connections.items()
+            if one.hears(sender_id)
+        ]
 
     def calls(self, receiver_id: Hashable, sender: Any) -> bool:
         """Whether a receiver is still connected for *sender*."""
-        return receiver_id in self.receivers and any(
-            receiver_id in self._by_sender.get(key, ()) for key in (_ANY_ID, make_id(sender))
-        )
+        connection = self._state.value.connections.get(receiver_id)
+        return connection is not None and connection.hears(make_id(sender))
+
+    def handlers_for(self, sender: Any) -> list[tuple[Callable[..., Any], bool]]:
+        """Those that hear *sender*, and whether they were registered as handlers."""
+        sender_id = make_id(sender)
+        return [
+            (receiver, one.registered)
+            for one in self._state.value.connections.values()
+            if one.hears(sender_id) and (receiver := one.receiver) is not None
+        ]
+
+    def bound(self) -> list[tuple[Callable[..., Any], object]]:
+        """The receivers that hear some senders only, with each of these."""
+        state = self._state.value
+        return [
+            (receiver, sender)
+            for one in state.connections.values()
+            for sender_id in one.senders
+            if (reference := state.senders.get(sender_id)) is not None
+            and (sender := reference()) is not None
+            and (receiver := one.receiver) is not None
+        ]
+
+
+def _id_of(sender: Any) -> Hashable:
+    return _ANY_ID if sender is blinker.ANY else make_id(sender)
+
+
+class _Subscription(OrderedSignal):
+    """Tells those who wait for another signal's being connected, and keeps that one alive."""
+
+    def __init__(self, signal: OrderedSignal) -> None:
+        self._signal = signal
+        super().__init__()
+
+    def _changed(self) -> None:
+        super()._changed()
+        self._signal._changed()
+
+
+class ReactorSignal(OrderedSignal):
+    """One of a reactor's own signals, or of the module level, which every reactor sends first."""
+
+    def __init__(self, name: str, everywhere: OrderedSignal | None) -> None:
+        self.name = name
+        self._everywhere = everywhere
+        sender, keywords = REACTOR_SIGNALS[name]
+        super().__init__(f"{name}({', '.join((sender, *(('*', *keywords) if keywords else ())))})")
+
+    def calls_for(self, sender: Any) -> list[Call]:
+        """See :meth:`OrderedSignal.calls_for`."""
+        before = [] if self._everywhere is None else self._everywhere.calls_for(sender)
+        return before + super().calls_for(sender)
 
 
 class Call:
@@ -215,7 +454,7 @@ class Call:
         self._receiver = receiver
         self._around: Callable[..., Any] | None = None
         self.strong: Callable[..., Any] | None = None
-        if not isinstance(receiver, weakref.ref) and not iscoroutinefunction(receiver):
+        if not isinstance(receiver, weakref.ref):
             self.strong = receiver
 
     def handler(self) -> Callable[..., Any] | None:
@@ -234,14 +473,6 @@ class Call:
     def wrapped(self, handler: Callable[..., Any]) -> Callable[..., Any]:
         """What to call for *handler*."""
         return handler if self._around is None else functools.partial(self._around, handler)
-
-    def refuse_coroutine(self, handler: Callable[..., Any]) -> None:
-        """As blinker's ``send``: a coroutine that nobody awaits would be silence."""
-        if self.strong is None and iscoroutinefunction(handler):
-            raise RuntimeError(
-                "a coroutine function cannot be a handler: handlers run on threads; hand over to "
-                "the event loop with asyncio.run_coroutine_threadsafe"
-            )
 
     def still_calls(self, sender: Any) -> bool:
         """Whether it would be made again for *sender*, after a change."""
@@ -264,23 +495,42 @@ class ChannelSignal(OrderedSignal):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r}>"
 
-    def connect_with(self, receiver: F, sender: Any, weak: bool, options: Options) -> F:
+    def connect_with(
+        self, receiver: F, sender: Any, weak: bool, options: Options, *, registered: bool = False
+    ) -> F:
         """See :meth:`OrderedSignal.connect_with`."""
-        namespace = self._namespace()
         first = not self.wanted_by(sender)
-        super().connect_with(receiver, sender, weak, options)
-        if first and namespace is not None:
+        super().connect_with(receiver, sender, weak, options, registered=registered)
+        if first and (namespace := self._namespace()) is not None:
             namespace.acknowledge()
         return receiver
+
+    @property
+    def in_use(self) -> bool:
+        """Whether it has to be remembered though nobody refers to it."""
+        return (
+            self._muted
+            or any(one.senders for one in self._state.value.connections.values())
+            or self._subscribed("receiver_connected") is not None
+            or self._subscribed("receiver_disconnected") is not None
+        )
 
     def _changed(self) -> None:
         changes.note()
         if (namespace := self._namespace()) is not None:
+            namespace.keep(self)
             namespace.changed(self.name)
 
 
 class Watcher(Protocol):
     """Who listens to what has handlers: a reactor."""
+
+    @property
+    def served(self) -> Collection[Database]:
+        """Its databases while it runs, and none else."""
+
+    def check_handler(self, handler: Callable[..., Any], sender: Database | None) -> None:
+        """Called before a handler is registered; raises what keeps it from being called."""
 
     def handlers_changed(self, name: str) -> None:
         """Called in whatever thread, at any point; must neither block nor lock."""
@@ -290,25 +540,54 @@ class Watcher(Protocol):
 
 
 class Channels:
-    """A namespace of channel signals: the module's own, or a reactor's."""
+    """A namespace of signals: the module's own, or a reactor's.
 
-    def __init__(self) -> None:
+    :param everywhere: that of the module, for a reactor's.
+    """
+
+    def __init__(self, everywhere: Channels | None = None) -> None:
         self.around: Callable[..., Any] | None = None  # of the reactor whose own they are
-        self._signals: dict[str, ChannelSignal] = {}
-        self._lock = ForkLock()
-        self._watchers: tuple[weakref.ref[Watcher], ...] = ()
+        shared = {} if everywhere is None else everywhere.of_reactor
+        self.of_reactor: dict[str, ReactorSignal] = {
+            name: ReactorSignal(name, shared.get(name)) for name in REACTOR_SIGNALS
+        }
+        # A channel is forgotten when nobody refers to its signal; one in use is kept.
+        self._signals: dict[str, weakref.ref[ChannelSignal]] = {}
+        self._kept: dict[str, ChannelSignal] = {}
+        self._watchers: Shared[tuple[weakref.ref[Watcher], ...]] = Shared(())
         self._held = threading.local()  # acknowledgements that on_channel asks for at its end
 
     def channel(self, name: str) -> ChannelSignal:
-        """The signal of channel *name*, the same one each time.
+        """The signal of channel *name*, the same one as long as anybody refers to it.
 
         :raises ChannelNameError: before anything is registered.
         """
-        name = check_channel(name)
-        with self._lock:
-            if (signal := self._signals.get(name)) is None:
-                signal = self._signals[name] = ChannelSignal(name, self)
-        return signal
+        name = check_handled(name)
+        signals = self._signals
+        while True:
+            if (reference := signals.get(name)) is None:
+                made = ChannelSignal(name, self)
+                mine = weakref.ref(made, lambda _: _remove_dead_weakref(signals, name))
+                reference = signals.setdefault(name, mine)
+            if (signal := reference()) is not None:
+                return signal
+            _remove_dead_weakref(signals, name)  # it has been collected and not told yet
+
+    def keep(self, signal: ChannelSignal) -> None:
+        """Remember *signal* while it is in use."""
+        kept, name = self._kept, signal.name
+        while True:
+            if signal.in_use:
+                kept[name] = signal
+            else:
+                kept.pop(name, None)
+            if signal.in_use == (name in kept):  # or it was changed meanwhile
+                return
+
+    def _known(self) -> list[ChannelSignal]:
+        """The signals of channels."""
+        references = list(self._signals.values())
+        return [signal for ref in references if (signal := ref()) is not None]
 
     def on_channel(
         self,
@@ -321,18 +600,45 @@ class Channels:
         """See :func:`pgsignals.on_channel`."""
         if not names or callable(names[0]):
             raise TypeError("on_channel wants the names of channels: @on_channel('orders')")
-        signals = [self.channel(check_channel(name)) for name in names]
+        if not (sender is None or sender is blinker.ANY or isinstance(sender, Database)):
+            raise TypeError(f"sender is a Database or None, not {type(sender).__name__}")
+        signals = [self.channel(name) for name in names]
         options = Options(None if decode is None else decoder(decode), bool(batch))
+        keywords = ["notifications", "values"] if batch else ["notification", "value"]
+        if decode is None:
+            del keywords[1]
 
         def connect(handler: F) -> F:
-            if not callable(handler):
-                raise TypeError(f"a handler is callable, not {type(handler).__name__}")
-            if iscoroutinefunction(handler):
-                _refuse_coroutine_handler(handler)
+            check_signature(handler, tuple(keywords))
+            database = sender if isinstance(sender, Database) else None
+            self._check_handler(handler, database)
             with self._one_acknowledgement():
                 for signal in signals:
-                    source = blinker.ANY if sender is None else sender
-                    signal.connect_with(handler, source, weak, options)
+                    source = blinker.ANY if database is None else database
+                    signal.connect_with(handler, source, weak, options, registered=True)
+            if database is not None and (served := self._served()):
+                _warn_if_foreign(handler, database, served)
+            return handler
+
+        return connect
+
+    def on(self, *names: str) -> Callable[[F], F]:
+        """See :func:`pgsignals.on`."""
+        known = ", ".join(REACTOR_SIGNALS)
+        if not names or callable(names[0]):
+            raise TypeError(f"on wants the names of signals, @on('gap'); there are {known}")
+        for name in names:
+            if name not in REACTOR_SIGNALS:
+                raise ValueError(f"a reactor has no signal {name!r}; there are {known}")
+
+        def connect(handler: F) -> F:
+            for name in names:
+                sender, keywords = REACTOR_SIGNALS[name]
+                check_signature(handler, keywords, sender)
+            self._check_handler(handler, None)
+            for name in names:
+                signal = self.of_reactor[name]
+                signal.connect_with(handler, blinker.ANY, False, Options(), registered=True)
             return handler
 
         return connect
@@ -344,31 +650,63 @@ class Channels:
 
     def wanted_by(self, sender: Any) -> set[str]:
         """The channels that have a handler for *sender*."""
-        return {name for name in list(self._signals) if self._signals[name].wanted_by(sender)}
+        return {signal.name for signal in self._known() if signal.wanted_by(sender)}
 
-    def calls_for(self, name: str, sender: Any) -> Iterator[Call]:
+    def calls_for(self, name: str, sender: Any) -> list[Call]:
         """See :meth:`OrderedSignal.calls_for`."""
-        signal = self._signals.get(name)
-        return iter(()) if signal is None else signal.calls_for(sender)
+        reference = self._signals.get(name)
+        signal = None if reference is None else reference()
+        return [] if signal is None else signal.calls_for(sender)
+
+    def handlers_for(
+        self, senders: Collection[Any]
+    ) -> dict[str, list[tuple[Callable[..., Any], bool]]]:
+        """As :meth:`OrderedSignal.handlers_for`, by the name of the channel or of the reactor's
+        signal."""
+        found: dict[str, list[tuple[Callable[..., Any], bool]]] = {}
+        signals: list[ChannelSignal | ReactorSignal] = [*self._known(), *self.of_reactor.values()]
+        for signal in signals:
+            if handlers := [one for sender in senders for one in signal.handlers_for(sender)]:
+                found.setdefault(signal.name, []).extend(handlers)
+        return found
+
+    # -- reactors --------------------------------------------------------------------------------
 
     def watch(self, watcher: Watcher) -> None:
         """Tell *watcher*, held weakly, of each channel whose handlers change."""
-        with self._lock:
-            alive = [ref for ref in self._watchers if ref() is not None]
-            self._watchers = (*alive, weakref.ref(watcher))
+        reference = weakref.ref(watcher)
+        self._watchers.replace(
+            lambda before: (*(ref for ref in before if ref() is not None), reference)
+        )
+
+    def _alive(self) -> list[Watcher]:
+        references = self._watchers.value
+        return [watcher for ref in references if (watcher := ref()) is not None]
 
     def changed(self, name: str) -> None:
         """The handlers of channel *name* have changed."""
-        for ref in self._watchers:
-            if (watcher := ref()) is not None:
-                watcher.handlers_changed(name)
+        for watcher in self._alive():
+            watcher.handlers_changed(name)
+
+    def _check_handler(self, handler: Callable[..., Any], sender: Database | None) -> None:
+        for watcher in self._alive():
+            watcher.check_handler(handler, sender)
+
+    def _served(self) -> set[Database]:
+        return {database for watcher in self._alive() for database in watcher.served}
+
+    def warn_of_foreign(self, databases: Collection[Database]) -> None:
+        """Warn of handlers whose sender is neither one of *databases* nor served otherwise."""
+        served = {*databases, *self._served()}
+        for signal in self._known():
+            for handler, sender in signal.bound():
+                if isinstance(sender, Database):
+                    _warn_if_foreign(handler, sender, served)
 
     def acknowledge(self) -> None:
         """Wait until the channels that have handlers now are listened to."""
-        if getattr(self._held, "depth", 0):
-            return
-        for ref in self._watchers:
-            if (watcher := ref()) is not None:
+        if not getattr(self._held, "depth", 0):
+            for watcher in self._alive():
                 watcher.acknowledge_handlers()
 
     @contextlib.contextmanager
@@ -383,30 +721,35 @@ class Channels:
 
     @contextlib.contextmanager
     def restored(self) -> Iterator[None]:
-        """After the block every channel has the handlers that it had before."""
-        nobody = ChannelSignal("nobody", self).state()
-        before = {name: signal.state() for name, signal in tuple(self._signals.items())}
+        """After the block every signal has the receivers that it had before."""
+        before = {signal: signal.state() for signal in self._known()}
+        of_reactor = {signal: signal.state() for signal in self.of_reactor.values()}
         try:
             yield
         finally:
-            for name, signal in tuple(self._signals.items()):
-                signal.restore(before.get(name, nobody))
+            for signal in {*before, *self._known()}:
+                signal.restore(before.get(signal, State()))
+            for one, state in of_reactor.items():
+                one.restore(state)
 
     def reset_after_fork(self) -> None:
-        """In a forked child: no reactor of the parent listens."""
-        self._watchers = ()
+        """In a forked child no reactor of the parent listens."""
+        self._watchers = Shared(())
 
 
-def _refuse_coroutine_handler(handler: Callable[..., Any]) -> None:
-    name = getattr(handler, "__qualname__", repr(handler))
-    raise TypeError(
-        f"{name} is a coroutine function, and handlers run on threads; "
-        "hand over to the event loop with asyncio.run_coroutine_threadsafe"
-    )
+def _warn_if_foreign(
+    handler: Callable[..., Any], sender: Database, served: Collection[Database]
+) -> None:
+    if sender not in served:
+        logger.warning(
+            "handler %s is never called: no reactor that runs has its sender, %s",
+            describe(handler),
+            repr(sender),  # a log may keep what it is given
+        )
 
 
 default = Channels()
-"""The channels of the module level, which every reactor serves."""
+"""The signals of the module level, which every reactor serves."""
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=default.reset_after_fork)
@@ -416,9 +759,11 @@ def channel(name: str) -> ChannelSignal:
     """The blinker signal of channel *name* that every reactor serves.
 
     Its receivers are called as ``receiver(database, *, notification)`` on a worker of each
-    reactor that receives a notification.
+    reactor that receives a notification.  It is the same one as long as anybody refers to it, or
+    it has receivers.
 
-    :raises ChannelNameError: a name that PostgreSQL would not take unchanged.
+    :raises ChannelNameError: a name that PostgreSQL would not take unchanged, or the channel of
+        the probes.
     """
     return default.channel(name)
 
@@ -439,6 +784,9 @@ def on_channel(
     Nothing is opened.  A reactor that runs LISTENs within milliseconds, and this waits for it; one
     that does not will LISTEN when it starts.
 
+    It may be a coroutine function only where no :class:`Reactor` calls it, which runs handlers on
+    threads.  On a thread whose event loop runs this does not wait.
+
     :param sender: a :class:`Database`; only its notifications count.  None for all.
     :param decode: turns the payload into the keyword ``value``: a callable such as ``json.loads``;
         a dataclass, whose fields are taken from a JSON object and checked; or a model or a
@@ -450,7 +798,26 @@ def on_channel(
         channels.  A handler that is through with hundreds of them in an instant is given a flood
         in pieces of hundreds.
     :param weak: forget the handler when nobody else refers to it.
-    :raises ChannelNameError: a name that PostgreSQL would not take unchanged.
-    :raises TypeError: no names, a coroutine function, or a *decode* that cannot work.
+    :raises ChannelNameError: a name that PostgreSQL would not take unchanged, or the channel of
+        the probes.
+    :raises TypeError: no names; a handler that cannot be called in this way, or is a coroutine
+        function while a :class:`Reactor` runs; a *decode* that cannot work; a *sender* that is no
+        Database.
     """
     return default.on_channel(*names, sender=sender, decode=decode, batch=batch, weak=weak)
+
+
+@typed_on
+def on(*names: str) -> Callable[[F], F]:
+    """Register the decorated function for the signals *names* of every reactor.
+
+    ``@on("gap")``: it is called as a receiver of :attr:`Reactor.gap` is, at the same place in the
+    order, before those of the reactor itself; and is returned unchanged.  It is held strongly.
+
+    :param names: ``"connected"``, ``"lost"``, ``"gap"``, ``"idle"``, ``"handler_failed"``,
+        ``"stopped"``, ``"any_channel"``.
+    :raises TypeError: no names; or what cannot be called as the receivers of these signals are, or
+        is a coroutine function while a :class:`Reactor` runs.
+    :raises ValueError: an unknown name.
+    """
+    return default.on(*names)

@@ -28,8 +28,8 @@ from opentelemetry import metrics, trace
 from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation
 from opentelemetry.trace import SpanKind, StatusCode, Tracer, TracerProvider
 
+from pgsignals._handlers import describe
 from pgsignals._types import DatabaseStatus, Notification, Status
-from pgsignals._workers import describe
 from pgsignals.database import Database
 from pgsignals.errors import ForkedError
 from pgsignals.reactor import Reactor

@@ -487,7 +487,7 @@ def test_stop_whose_time_runs_out_counts_and_names(
     dsn: str, channel: str, admin: Admin, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = admin.sessions()
-    reactor = Reactor(dsn, name=f"pgsignals-{channel}")
+    reactor = Reactor(dsn, name=f"pgsignals-{channel}", channels=["first"])
     reactor.start()
     with caplog.at_level(logging.WARNING, "pgsignals"), stuck(reactor, channel, 10):
         assert reactor.stop(0.05) is False
@@ -725,7 +725,9 @@ def test_handler_connected_while_it_stops_changes_nothing(dsn: str, channel: str
     with stuck(reactor, channel) as gate:
         stopping = Background(reactor.stop)
         wait_until(lambda: reactor.status().databases[0].state == "stopped")
-        other: Callable[..., None] = print
+
+        def other(db: Database, notification: Notification) -> None: ...
+
         connecting = Background(reactor.on_channel("another"), other)
         assert connecting.result() is other
         listening = Background(reactor.listen, "one more")

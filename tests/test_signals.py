@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import gc
+import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import blinker
@@ -13,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pgsignals
-from pgsignals import signals
+from pgsignals import Database, signals
 from pgsignals.errors import ChannelNameError
-from pgsignals.signals import Channels, ChannelSignal, Options, OrderedSignal
+from pgsignals.signals import Channels, ChannelSignal, Options, OrderedSignal, Shared
 from tests.support.values import BAD_NAMES, GOOD_NAMES, NO_TEXT
 from tests.support.waiting import Background
 
@@ -449,13 +451,11 @@ def test_on_channel_without_parentheses_is_a_type_error(channels: Channels) -> N
         decorator(print)
 
 
-def test_coroutine_function_is_refused_with_what_to_do(channels: Channels) -> None:
+def test_coroutine_function_is_taken_where_no_reactor_runs(channels: Channels) -> None:
     async def handler(_: object, **__: object) -> None: ...
 
-    with pytest.raises(TypeError, match=r"handler.*run_coroutine_threadsafe"):
-        channels.on_channel("orders")(handler)
-
-    assert not channels.wanted_by("db")
+    assert channels.on_channel("orders")(handler) is handler
+    assert channels.wanted_by("db") == {"orders"}
 
 
 @pytest.mark.parametrize("handler", [None, 5, "handler"])
@@ -492,7 +492,7 @@ def test_plain_connect_takes_the_options_back(channels: Channels) -> None:
 def test_channels_that_have_handlers_are_told_for_each_sender(channels: Channels) -> None:
     _, (a, b) = receivers("a", "b")
     channels.on_channel("orders")(a)
-    channels.on_channel("stock", sender="db")(b)
+    channels.channel("stock").connect(b, sender="db")
     assert channels.wanted_by("db") == {"orders", "stock"}
     assert channels.wanted_by("other") == {"orders"}
     channels.channel("orders").disconnect(a)
@@ -504,8 +504,12 @@ def test_channels_that_have_handlers_are_told_for_each_sender(channels: Channels
 
 
 class Watcher:
+    served: Collection[Database] = ()
+
     def __init__(self) -> None:
         self.seen: list[str] = []
+
+    def check_handler(self, handler: Callable[..., Any], sender: Database | None) -> None: ...
 
     def handlers_changed(self, name: str) -> None:
         self.seen.append(name)
@@ -553,3 +557,421 @@ def test_every_change_is_counted() -> None:
     counts.append(signals.changes.count)
 
     assert counts == sorted(set(counts))
+
+
+# The garbage collector, which comes at any point
+
+
+@pytest.fixture
+def always_collecting() -> Iterator[None]:
+    """A collection at nearly every allocation."""
+    before = gc.get_threshold()
+    gc.set_threshold(1)
+    yield
+    gc.set_threshold(*before)
+
+
+class Widget:
+    """A weak receiver that only the garbage collector can take."""
+
+    def __init__(self) -> None:
+        self.me = self
+
+    def handle(self, sender: object, **_: object) -> None: ...
+
+
+RESOLVING: dict[str, Callable[[Channels, ChannelSignal], object]] = {
+    "calls_for": lambda channels, _: channels.calls_for("orders", "db"),
+    "receivers_for": lambda _, orders: list(orders.receivers_for("db")),
+    "send": lambda _, orders: orders.send("db"),
+    "wanted_by": lambda channels, _: channels.wanted_by("db"),
+    "restore": lambda _, orders: orders.restore(orders.state()),
+    "handlers_for": lambda channels, _: channels.handlers_for(["db"]),
+}
+
+
+@pytest.mark.parametrize("what", RESOLVING)
+@pytest.mark.usefixtures("always_collecting")
+def test_receivers_may_be_collected_while_others_are_resolved(
+    channels: Channels, orders: ChannelSignal, what: str
+) -> None:
+    called, (strong,) = receivers("strong")
+    channels.on_channel("orders", batch=True)(orders.connect(lambda *_, **__: None, weak=False))
+    for _ in range(300):
+        for number in range(5):
+            orders.connect(Widget().handle, sender="db" if number % 2 else blinker.ANY)
+        orders.connect(strong, weak=False)
+        RESOLVING[what](channels, orders)
+        called.clear()
+        orders.send("db")
+        assert called == ["strong"]
+        assert [call.handler() for call in channels.calls_for("orders", "db")].count(strong) == 1
+
+
+def test_what_is_called_is_resolved_at_once(channels: Channels, orders: ChannelSignal) -> None:
+    _, (a, b) = receivers("a", "b")
+    orders.connect(a)
+    orders.connect(b)
+    calls = channels.calls_for("orders", "db")
+    orders.disconnect(b)
+
+    assert isinstance(calls, list)
+    assert [call.handler() for call in calls] == [a, b]
+    assert [call.still_calls("db") for call in calls] == [True, False]
+
+
+class Finalized:
+    """Calls *act* when it is collected, in whatever thread, in the middle of whatever."""
+
+    def __init__(self, act: Callable[[], object], errors: list[BaseException]) -> None:
+        self.me = self
+        self.act = act
+        self.errors = errors
+
+    def __del__(self) -> None:
+        try:
+            self.act()
+        except BaseException as error:
+            self.errors.append(error)
+
+
+@pytest.mark.usefixtures("always_collecting")
+def test_finalizers_may_do_anything_to_signals(channels: Channels) -> None:
+    watcher = Watcher()
+    errors: list[BaseException] = []
+    numbers = itertools.count()
+
+    def act() -> None:
+        name = f"channel {next(numbers) % 7}"
+        handler: Any = Receiver("of a finalizer", [])
+        channels.on_channel(name)(handler)
+        channels.on("gap")(handler)
+        channels.channel(name).disconnect(handler)
+        channels.of_reactor["gap"].disconnect(handler)
+        channels.watch(watcher)
+
+    def churn() -> None:
+        for number in range(150):
+            Finalized(act, errors)
+            name = f"channel {number % 7}"
+            signal = channels.channel(name)
+            assert channels.channel(name) is signal
+            _, (mine,) = receivers("mine")
+            signal.connect(mine, weak=bool(number % 2))
+            assert channels.wanted_by("db") >= {name}
+            handlers = [call.handler() for call in channels.calls_for(name, "db")]
+            assert handlers.count(mine) == 1
+            signal.disconnect(mine)
+
+    for thread in [Background(churn) for _ in range(3)]:
+        thread.result()
+    gc.collect()
+
+    assert errors == []
+    assert channels.wanted_by("db") == set()
+    assert channels.handlers_for(["db"]) == {}
+
+
+def test_value_that_is_replaced_while_it_is_replaced_loses_neither() -> None:
+    shared: Shared[tuple[str, ...]] = Shared(())
+    again = iter([True])
+
+    def replaced(before: tuple[str, ...]) -> tuple[str, ...]:
+        if next(again, False):
+            shared.replace(lambda value: (*value, "inner"))
+        return (*before, "outer")
+
+    shared.replace(replaced)
+
+    assert shared.value == ("inner", "outer")
+
+
+def test_threads_that_replace_a_value_lose_nothing() -> None:
+    shared: Shared[frozenset[int]] = Shared(frozenset())
+
+    def add(start: int) -> None:
+        for number in range(start, start + 300):
+            shared.replace(frozenset({number}).union)
+
+    for thread in [Background(add, 300 * number) for number in range(4)]:
+        thread.result()
+
+    assert shared.value == frozenset(range(1200))
+
+
+# Channels are forgotten
+
+
+def known(channels: Channels) -> set[str]:
+    gc.collect()
+    return set(channels._signals) | set(channels._kept)
+
+
+def test_channel_that_nobody_handles_or_refers_to_is_forgotten(channels: Channels) -> None:
+    _, (a,) = receivers("a")
+    database = Database()
+    for number in range(100):
+        channels.channel(f"user {number}").connect(a, weak=False)
+        channels.channel(f"user {number}").disconnect(a)
+        channels.channel(f"user {number}").connect(a, sender=database)
+        channels.channel(f"user {number}").disconnect(a, sender=database)
+        channels.on_channel(f"user {number}", batch=True, decode=int, weak=True)(lambda *_, **__: 0)
+        channels.channel(f"never {number}")
+
+    assert known(channels) == set()
+
+
+def test_channel_that_has_receivers_is_remembered(channels: Channels) -> None:
+    called, (a,) = receivers("a")
+    channels.channel("orders").connect(a)
+    first = id(channels.channel("orders"))
+    gc.collect()
+
+    assert id(channels.channel("orders")) == first
+    channels.channel("orders").send("db")
+    assert called == ["a"]
+    del a
+    assert known(channels) == set()
+
+
+def test_channel_that_is_watched_or_muted_is_remembered(channels: Channels) -> None:
+    _, (b,) = receivers("b")
+    told: list[object] = []
+
+    def a(signal: object, **_: object) -> None:
+        told.append(signal)
+
+    channels.channel("orders").receiver_connected.connect(a)
+    channels.channel("stock").receiver_disconnected.connect(a)
+    channels.channel("prices").is_muted = True
+    assert known(channels) == {"orders", "stock", "prices"}
+    channels.channel("orders").connect(b)
+    channels.channel("stock").connect(b)
+    channels.channel("stock").disconnect(b)
+
+    assert told == [channels.channel("orders"), channels.channel("stock")]
+    told.clear()
+    channels.channel("orders").disconnect(b)
+    channels.channel("prices").is_muted = False
+    del a
+    assert known(channels) == set()
+
+
+def test_threads_get_the_same_signal_of_a_channel_that_comes_and_goes(channels: Channels) -> None:
+    wrong: list[str] = []
+
+    def churn() -> None:
+        for number in range(1000):
+            name = f"channel {number % 3}"
+            signal = channels.channel(name)
+            _, (mine,) = receivers("mine")
+            signal.connect(mine)
+            if channels.channel(name) is not signal:
+                wrong.append("another signal")
+            if mine not in [call.handler() for call in channels.calls_for(name, "db")]:
+                wrong.append("not called")
+            if name not in channels.wanted_by("db"):
+                wrong.append("not listened to")
+
+    for thread in [Background(churn) for _ in range(4)]:
+        thread.result()
+
+    assert wrong == []
+    assert known(channels) == set()
+
+
+# Signatures
+
+
+def keyword(db: object, *, notification: object) -> None: ...
+
+
+def by_position(db: object, notification: object) -> None: ...
+
+
+def with_more(db: object, notification: object, again: bool = False, *args: object) -> None: ...
+
+
+def anything(*args: object, **keywords: object) -> None: ...
+
+
+class Call:
+    def __init__(self, db: object = None, notification: object = None) -> None: ...
+
+    def __call__(self, db: object, notification: object) -> None: ...
+
+    def method(self, db: object, notification: object) -> None: ...
+
+    @classmethod
+    def of_class(cls, db: object, notification: object) -> None: ...
+
+    @staticmethod
+    def static(db: object, notification: object) -> None: ...
+
+
+@functools.wraps(print)
+def that_injects(db: object, **keywords: object) -> None: ...
+
+
+FIT = [keyword, by_position, with_more, anything, Call(), Call().method, Call.of_class, Call]
+FIT += [Call.static, functools.partial(with_more, again=True), that_injects]
+FIT += [lambda _, notification: None, type("Wide", (), {"__call__": anything})()]
+
+
+@pytest.mark.parametrize("handler", FIT)
+def test_handler_that_can_be_called_is_taken(channels: Channels, handler: Any) -> None:
+    assert channels.on_channel("orders")(handler) is handler
+
+
+def test_handler_without_a_signature_is_taken(channels: Channels) -> None:
+    handler: Any = functools.lru_cache(keyword)
+    assert channels.on_channel("orders")(handler) is handler
+
+
+def other_name(db: object, n: object) -> None: ...
+
+
+def one(n: object) -> None: ...
+
+
+def none() -> None: ...
+
+
+def swallows(notification: object) -> None: ...
+
+
+def only_position(db: object, notification: object, /) -> None: ...
+
+
+class Needs:
+    def __init__(self, wrong: int) -> None: ...
+
+
+MISFIT: list[tuple[Any, dict[str, Any], str]] = [
+    (other_name, {}, r"it needs n, which it is not given and it does not take notification"),
+    (one, {}, r"one cannot be called .*it does not take notification.*def one\(db, \*, notif"),
+    (none, {}, r"it takes no db and it does not take notification"),
+    (swallows, {}, r"its first parameter, notification, would be the db"),
+    (only_position, {}, r"needs notification.*and it does not take notification"),
+    (print, {}, r"it does not take notification"),
+    (Needs, {}, r"Needs cannot .*it does not take notification"),
+    (lambda: None, {}, r"def handler\(db, \*, notification\)"),
+    (
+        keyword,
+        {"batch": True},
+        r"it needs notification.*does not take notifications; .*db, \*, not",
+    ),
+    (keyword, {"decode": int}, r"it does not take value; .*db, \*, notification, value\)"),
+    (keyword, {"decode": int, "batch": True}, r"does not take notifications, values"),
+    (functools.partial(other_name, None), {}, r"does not take notification"),
+    (Call.method, {}, r"method is registered before there is an instance.*self\.method"),
+]
+
+
+@pytest.mark.parametrize(("handler", "options", "told"), MISFIT)
+def test_handler_that_cannot_be_called_is_refused_with_how_one_looks(
+    channels: Channels, handler: Any, options: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(TypeError, match=told):
+        channels.on_channel("orders", "stock", **options)(handler)
+
+    assert channels.wanted_by("db") == set()
+
+
+def test_method_in_the_body_of_a_class_is_refused(channels: Channels) -> None:
+    with pytest.raises(TypeError, match=r"Shop\.ship is registered before there is an instance"):
+
+        class Shop:
+            @channels.on_channel("orders")
+            def ship(self, db: object, notification: object) -> None: ...
+
+    assert channels.wanted_by("db") == set()
+
+
+def test_static_method_in_the_body_of_a_class_is_looked_at(channels: Channels) -> None:
+    class Shop:
+        @channels.on_channel("orders")
+        @staticmethod
+        def ship(db: object, notification: object) -> None: ...
+
+    with pytest.raises(TypeError, match="it needs n"):
+        channels.on_channel("orders")(staticmethod(other_name))
+    assert channels.wanted_by("db") == {"orders"}
+
+
+def test_signal_takes_any_receiver(orders: ChannelSignal) -> None:
+    assert orders.connect(none) is none
+
+
+# Senders, and the channel of probes
+
+
+@pytest.mark.parametrize("sender", ["shop", 5, object(), Database])
+def test_sender_that_is_no_database_is_a_type_error(channels: Channels, sender: Any) -> None:
+    with pytest.raises(TypeError, match="sender is a Database"):
+        channels.on_channel("orders", sender=sender)
+
+
+@pytest.mark.parametrize("sender", [None, blinker.ANY])
+def test_sender_may_be_any(channels: Channels, sender: Any) -> None:
+    channels.on_channel("orders", sender=sender)(keyword)
+
+    assert channels.wanted_by("db") == {"orders"}
+
+
+def test_channel_of_the_probes_has_no_handlers(channels: Channels) -> None:
+    with pytest.raises(ChannelNameError, match="probes"):
+        channels.channel("pgsignals.probe")
+    with pytest.raises(ChannelNameError, match="probes"):
+        channels.on_channel("orders", "pgsignals.probe")
+
+
+# on
+
+
+def test_on_returns_the_function_unchanged_and_holds_it(channels: Channels) -> None:
+    called: list[str] = []
+    receiver = Receiver("a", called)
+    assert channels.on("gap", "idle")(receiver) is receiver
+    del receiver
+    gc.collect()
+    for name in ("gap", "idle", "lost"):
+        channels.of_reactor[name].send("db")
+
+    assert called == ["a", "a"]
+
+
+def test_on_without_names_is_a_type_error(channels: Channels) -> None:
+    with pytest.raises(TypeError, match="names of signals"):
+        channels.on()
+    decorator: Callable[..., object] = channels.on
+    with pytest.raises(TypeError, match="names of signals"):
+        decorator(print)
+
+
+def test_on_with_an_unknown_name_is_a_value_error_that_lists_them(channels: Channels) -> None:
+    with pytest.raises(ValueError, match=r"'gaps'.*connected, lost, gap, idle, handler_failed"):
+        channels.on("gap", "gaps")
+
+    assert not channels.of_reactor["gap"].receivers
+
+
+@pytest.mark.parametrize(
+    ("name", "looks"),
+    [
+        ("connected", r"\(db, \*, resumed\)"),
+        ("lost", r"\(db, \*, reason, error\)"),
+        ("gap", r"\(db, \*, gap\)"),
+        ("idle", r"\(reactor\)"),
+        ("handler_failed", r"\(db, \*, notification, handler, error\)"),
+        ("stopped", r"\(reactor, \*, error\)"),
+        ("any_channel", r"\(db, \*, notification\)"),
+    ],
+)
+def test_on_looks_at_the_signature(channels: Channels, name: str, looks: str) -> None:
+    def handler(sender: object, other: object) -> None: ...
+
+    with pytest.raises(TypeError, match=looks):
+        channels.on(name)(handler)
+
+    assert not channels.of_reactor[name].receivers

@@ -15,7 +15,7 @@ import psycopg
 import pytest
 
 import pgsignals
-from pgsignals import ClosedError, ConnectError, Database, Notification, Reactor
+from pgsignals import ClosedError, ConnectError, Database, Gap, Notification, Reactor
 from pgsignals.embedded import Postgres
 from pgsignals.testing import (
     Capture,
@@ -243,6 +243,12 @@ class Recorder:
         self.payloads.append(notification.payload)
 
 
+class Gaps:
+    """Receives gaps."""
+
+    def __call__(self, database: Database, *, gap: Gap) -> None: ...
+
+
 def test_handlers_of_the_block_are_gone_and_those_before_it_are_back(
     channel: str, new_channel: Callable[[], str]
 ) -> None:
@@ -252,17 +258,22 @@ def test_handlers_of_the_block_are_gone_and_those_before_it_are_back(
         for handler in before:
             signal.connect(handler, sender=database if handler is before[2] else pgsignals.Reactor)
         signal.connect(before[0])
+        pgsignals.on("gap")(told := Gaps())
         state = [list(part.items()) for part in signal.state()]
         with isolated_handlers():
             signal.disconnect(before[0])
             signal.disconnect(before[2])
             pgsignals.on_channel(channel, other)(Recorder())
+            pgsignals.on("gap", "gap")(Gaps())
             signal.connect(before[1], sender=database)
             assert list(signal.receivers_for(database)) != before
         assert [list(part.items()) for part in signal.state()] == state
         assert list(signal.receivers_for(database)) == [before[0], before[2]]
         assert not pgsignals.channel(other).receivers
+        gap = pgsignals.signals.default.of_reactor["gap"]
+        assert list(gap.receivers_for(database)) == [told]
     assert not signal.receivers
+    assert not gap.receivers
 
 
 def test_handlers_and_senders_that_were_collected_do_not_come_back(channel: str) -> None:
@@ -275,7 +286,7 @@ def test_handlers_and_senders_that_were_collected_do_not_come_back(channel: str)
             del handler, database
             gc.collect()
         assert not signal.wanted_by(None)
-        assert not signal._weak_senders
+        assert not signal.state().senders
 
 
 def test_running_reactor_follows_the_handlers_that_come_back(
@@ -345,9 +356,14 @@ def test_settle_leaves_no_handler_and_wants_a_running_reactor(dsn: str) -> None:
 
 def test_running_tells_of_handlers_that_failed(dsn: str, channel: str) -> None:
     reactor = Reactor(dsn)
-    recorder: Callable[..., None] = Recorder()  # which takes no value, and is given none
-    reactor.on_channel(channel, decode=int)(recorder)
-    wanted = f"Recorder failed on channel '{channel}', and 1 more"
+
+    recorder = Recorder()
+
+    @reactor.on_channel(channel, decode=int)
+    def record(db: Database, notification: Notification, value: int) -> None:
+        recorder(db, notification)
+
+    wanted = f"record failed on channel '{channel}', and 1 more"
 
     def run() -> None:
         with running(reactor):

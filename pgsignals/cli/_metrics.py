@@ -31,8 +31,8 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from pgsignals._handlers import describe
 from pgsignals._types import DatabaseStatus, Notification
-from pgsignals._workers import describe
 from pgsignals.database import Database
 from pgsignals.errors import Error
 from pgsignals.reactor import Reactor

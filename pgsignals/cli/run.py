@@ -22,7 +22,7 @@ from typing import Any
 
 from pgsignals._backoff import Backoff
 from pgsignals._driver import needs_care
-from pgsignals._workers import describe
+from pgsignals._handlers import describe
 from pgsignals.cli.arguments import (
     FAILED,
     MISUSED,

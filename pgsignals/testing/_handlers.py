@@ -8,8 +8,8 @@ import secrets
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+from pgsignals._handlers import describe
 from pgsignals._types import Notification
-from pgsignals._workers import describe
 from pgsignals.database import Database
 from pgsignals.errors import ClosedError
 from pgsignals.reactor import Reactor
@@ -23,8 +23,9 @@ _MARK = "pgsignals.mark"
 def isolated_handlers() -> Iterator[None]:
     """After the block the handlers of the module level are those that were there before it.
 
-    What :func:`pgsignals.on_channel` and :func:`pgsignals.channel` registered in it is forgotten,
-    what it disconnected is back.  So a module whose handlers are to stay is imported before it.
+    What :func:`pgsignals.on_channel`, :func:`pgsignals.on` and :func:`pgsignals.channel` registered
+    in it is forgotten, what it disconnected is back.  So a module whose handlers are to stay is
+    imported before it.
     """
     with default.restored():
         yield
@@ -38,17 +39,18 @@ def running(reactor: Reactor, *, handlers_may_fail: bool = False) -> Iterator[Re
     :raises AssertionError: a handler raised, its decode refused a payload, or one still runs
         :data:`TIMEOUT` seconds after the end.
     """
-    failures: list[tuple[str, str, BaseException]] = []
+    failures: list[tuple[str, BaseException]] = []
 
     def note(
         database: Database,
         *,
-        notification: Notification | list[Notification],
+        notification: Notification | list[Notification] | None,
         handler: Callable[..., object],
         error: BaseException,
     ) -> None:
         first = notification[0] if isinstance(notification, list) else notification
-        failures.append((describe(handler), first.channel, error))
+        of = f"handler {describe(handler)} failed"
+        failures.append((of if first is None else f"{of} on channel {first.channel!r}", error))
 
     with reactor.handler_failed.connected_to(note):
         reactor.start()
@@ -59,11 +61,9 @@ def running(reactor: Reactor, *, handlers_may_fail: bool = False) -> Iterator[Re
     if not drained:
         raise AssertionError(f"a handler still ran {TIMEOUT:g} s after the test, see the log")
     if failures and not handlers_may_fail:
-        handler, channel, error = failures[0]
-        raise AssertionError(
-            f"handler {handler} failed on channel {channel!r}"
-            + (f", and {len(failures) - 1} more" if failures[1:] else "")
-        ) from error
+        what, error = failures[0]
+        more = f", and {len(failures) - 1} more" if failures[1:] else ""
+        raise AssertionError(f"{what}{more}") from error
 
 
 class ReactorFactory(Protocol):

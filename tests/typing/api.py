@@ -32,6 +32,7 @@ from pgsignals import (
     UnsupportedServerError,
     channel,
     connect,
+    on,
     on_channel,
 )
 
@@ -209,9 +210,9 @@ def signals(reactor: Reactor) -> None:
     def failed(
         db: Database,
         *,
-        notification: Notification | list[Notification],
+        notification: Notification | list[Notification] | None,
         handler: Callable[..., object],
-        error: Exception,
+        error: BaseException,
     ) -> None: ...
 
     @reactor.stopped.connect
@@ -219,6 +220,44 @@ def signals(reactor: Reactor) -> None:
 
     takes_signal(reactor.connected)
     reactor.gap.disconnect(stale)
+
+
+@on("gap")
+def reload(db: Database, gap: Gap) -> str:
+    return gap.reason
+
+
+@on("connected", "lost")
+def note(db: Database, **_: object) -> None: ...
+
+
+def on_keeps_the_type(db: Database, gap: Gap, reactor: Reactor) -> None:
+    assert_type(reload(db, gap), str)
+    note(db, resumed=True)
+
+    @reactor.on("connected")
+    def connected(db: Database, *, resumed: bool) -> None: ...
+
+    @reactor.on("lost")
+    def lost(db: Database, *, reason: str, error: ConnectionLostError) -> None: ...
+
+    @reactor.on("idle")
+    def idle(reactor: Reactor) -> None: ...
+
+    @reactor.on("handler_failed")
+    def failed(
+        db: Database,
+        *,
+        notification: Notification | list[Notification] | None,
+        handler: Callable[..., object],
+        error: BaseException,
+    ) -> None: ...
+
+    @reactor.on("stopped")
+    def stopped(reactor: Reactor, *, error: BaseException | None) -> None: ...
+
+    @reactor.on("any_channel")
+    def audit(db: Database, *, notification: Notification) -> None: ...
 
 
 def status(reactor: Reactor) -> str:
@@ -260,5 +299,7 @@ def wrong_types(db: Database, reactor: Reactor) -> None:
     db.listen(1)  # type: ignore[arg-type]  # a name is text
     db.notify(("orders", "42", 7))  # type: ignore[arg-type]  # a pair, not a Notification
     db.wait(timeout="1")  # type: ignore[arg-type]  # seconds
+    on("gaps")  # type: ignore[call-overload]  # no such signal
+    on()  # type: ignore[call-overload]  # which one?
     Reactor(DSN, overflow="fail")  # type: ignore[arg-type]  # no such policy
     reactor.notify(orders=b"43")  # type: ignore[arg-type]  # a payload is text

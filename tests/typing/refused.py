@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pydantic
 
-from pgsignals import Database, Notification, Reactor, on_channel
+from pgsignals import Database, Gap, Notification, Reactor, on, on_channel
 
 
 @dataclass
@@ -83,6 +83,14 @@ def takes_no_batch(db: Database, notification: Notification) -> None: ...
 
 @on_channel("orders")  # type: ignore[type-var]
 def takes_the_payload(payload: str) -> None: ...
+
+
+@on("gap")  # type: ignore[type-var]
+def takes_no_gap(db: Database, notification: Notification) -> None: ...
+
+
+@on("idle")  # type: ignore[type-var]
+def takes_a_gap(reactor: Reactor, gap: Gap) -> None: ...
 
 
 class Ledger:
