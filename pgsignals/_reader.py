@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 #: on a session that is given back, in seconds.
 LAST_ANSWERS = 1.0
 
+#: How long the end waits, over all sessions, for others' threads to come out of them, in seconds.
+LET_GO = 1.0
+
 #: Seconds between two looks for slow handlers.
 LOOK_AT_HANDLERS = 5.0
 
@@ -238,8 +241,10 @@ class Reader:
         for link in staying:
             link.give_back()  # an answer that fetches, too
         self._wait_for_answers([link for link in others if link.fetch_own()], staying, deadline)
+        by = time.monotonic() + LET_GO
         for link in self.links:
-            link.stop(give_back=link in staying and not link.waits_for_answer)
+            returns = link in staying and not link.waits_for_answer
+            link.stop(give_back=returns, within=max(0.0, by - time.monotonic()))
 
     def _wait_for_answers(
         self,
