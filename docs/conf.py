@@ -60,6 +60,7 @@ CONTENTS = {
             "sqlalchemy",
             "pgbouncer",
             "tls",
+            "uwsgi",
             "kubernetes",
         )
     ],
