@@ -98,6 +98,7 @@ class Workers:
     ) -> None:
         self.home = home
         self._birth = Birth()
+        self._forked = False
         self._backlog = backlog
         self._namespaces = (default, channels)
         self._any_channel = any_channel
@@ -150,13 +151,14 @@ class Workers:
             try:
                 if isinstance(task, Announcement):
                     task.run()
+                    self._see_fork(INSTANT)
                 else:
                     handled = self._run_segment(worker, *task)
             except BaseException:
                 with contextlib.suppress(BaseException):  # a filter of the user's may raise
                     logger.critical("pgsignals itself has failed on a worker", exc_info=True)
             worker.handler = None
-            if self._birth.elsewhere:
+            if self._forked:
                 return self._leave_child()
             task = backlog.done(task, handled) or backlog.take()
 
@@ -191,11 +193,12 @@ class Workers:
                 elif plan.calls:
                     self._call_each(worker, link, plan, [notification])
                 handled += 1
-            if self._birth.elsewhere:
+            seconds = time.perf_counter() - began
+            if self._see_fork(seconds):
                 break
             if handled >= TURN and backlog.has_other_work():
                 break
-            pace = 2 * pace if time.perf_counter() - began < INSTANT else 1
+            pace = 2 * pace if seconds < INSTANT else 1
         return handled
 
     @calls_out
@@ -215,8 +218,19 @@ class Workers:
                     worker.end_transactions()
             else:
                 self._call_each(worker, link, plan, notifications)
-            plan.note_pace(count, time.perf_counter() - began)
+            seconds = time.perf_counter() - began
+            plan.note_pace(count, seconds)
+            self._see_fork(seconds)
         return count
+
+    def _see_fork(self, seconds: float) -> bool:
+        """Whether what took so long has forked, and this is the child; to be asked before the
+        backlog is, whose lock the parent's threads may have had.  The process id is a system call,
+        and no fork is done in an instant."""
+        birth = self._birth
+        if birth.known_elsewhere or (seconds >= INSTANT and birth.elsewhere):
+            self._forked = True
+        return self._forked
 
     def _leave_child(self) -> None:
         """The thread of a child that a handler has forked, and that has come back from it: a copy
