@@ -72,6 +72,7 @@ CONTENTS = {
             "sqlalchemy",
             "pgbouncer",
             "tls",
+            "uwsgi",
             "kubernetes",
             "notebook",
         )

@@ -104,6 +104,7 @@ class Workers:
     ) -> None:
         self.home = home
         self._birth = Birth()
+        self._forked = False
         self._backlog = backlog
         self._namespaces = (default, channels)
         self._any_channel = any_channel
@@ -181,12 +182,13 @@ class Workers:
             try:
                 if isinstance(task, Announcement):
                     task.run()
+                    self._see_fork(INSTANT)
                 else:
                     handled = self._run_segment(worker, *task)
             except BaseException:
                 logger.critical("bug in pgsignals: a worker has failed, and goes on", exc_info=True)
             worker.handler = worker.at = None  # what has been handled must not stay in memory
-            if self._birth.elsewhere:
+            if self._forked:
                 return self._leave_child()
             task = backlog.done(task, handled) or backlog.take()
 
@@ -221,14 +223,17 @@ class Workers:
                     batch = backlog.take_batch(lane, segment, notification, plan.piece)
                     handled += len(batch) - 1
                     self._run_batch(worker, link, plan, batch)
+                    if self._forked:
+                        break
                 elif plan.calls:
                     self._call_each(worker, link, plan, [notification])
                 handled += 1
-            if self._birth.elsewhere:
+            seconds = time.perf_counter() - began
+            if self._see_fork(seconds):
                 break
             if handled >= TURN and backlog.has_other_work():
                 break
-            pace = 2 * pace if time.perf_counter() - began < INSTANT else 1
+            pace = 2 * pace if seconds < INSTANT else 1
             run = backlog.begin(lane, segment, pace)
         return handled
 
@@ -247,7 +252,18 @@ class Workers:
                 worker.end_transactions()
         else:
             self._call_each(worker, link, plan, notifications)
-        plan.note_pace(len(notifications), time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        plan.note_pace(len(notifications), seconds)
+        self._see_fork(seconds)
+
+    def _see_fork(self, seconds: float) -> bool:
+        """Whether what took so long has forked, and this is the child; to be asked before the
+        backlog is, whose lock the parent's threads may have had.  The process id is a system call,
+        and no fork is done in an instant."""
+        birth = self._birth
+        if birth.known_elsewhere or (seconds >= INSTANT and birth.elsewhere):
+            self._forked = True
+        return self._forked
 
     def _leave_child(self) -> None:
         """The thread of a child that a handler has forked, and that has come back from it: a copy

@@ -28,7 +28,7 @@ from opentelemetry import metrics, trace
 from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation
 from opentelemetry.trace import SpanKind, StatusCode, Tracer, TracerProvider
 
-from pgsignals._handlers import describe
+from pgsignals._handlers import describe, refuse_result
 from pgsignals._types import DatabaseStatus, Notification, Status
 from pgsignals.database import Database
 from pgsignals.errors import ForkedError
@@ -167,7 +167,7 @@ class _Around:
             "Failures of handlers, of their decodes, and of receivers of a reactor's signals.",
         )
 
-    def __call__(self, handler: Callable[..., Any], database: Database, **given: Any) -> object:
+    def __call__(self, handler: Callable[..., Any], database: Database, **given: Any) -> None:
         batch: list[Notification] | None = given.get("notifications")
         channel = (batch[0] if batch else given["notification"]).channel
         common = {
@@ -190,7 +190,7 @@ class _Around:
             set_status_on_exception=False,
         ) as span:
             try:
-                return handler(database, **given)
+                refuse_result(handler(database, **given))
             except BaseException as error:
                 common["error.type"] = _type_name(error)
                 _record(span, error)

@@ -227,7 +227,7 @@ def check_command(words: list[str]) -> None:
             assert set(extras) <= set(project["optional-dependencies"])
         case ["pgsignals", *arguments]:
             cli.parser().parse_args(arguments)
-        case ["psql" | "date" | "flask" | "gunicorn" | "uvicorn" | "python", *_]:
+        case ["psql" | "date" | "flask" | "gunicorn" | "uvicorn" | "uwsgi" | "python", *_]:
             pass
         case _:
             pytest.fail(f"nobody knows whether this works: {shlex.join(words)}")

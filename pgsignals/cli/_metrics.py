@@ -31,7 +31,7 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from pgsignals._handlers import describe
+from pgsignals._handlers import describe, refuse_result
 from pgsignals._types import DatabaseStatus, Notification
 from pgsignals.database import Database
 from pgsignals.errors import Error
@@ -124,17 +124,16 @@ class HandlerMetrics:
         self._reactor.unwrap_handlers(self._around)
         self._reactor.handler_failed.disconnect(self._note_failure)
 
-    def _around(self, handler: Callable[..., Any], database: Database, **given: Any) -> object:
+    def _around(self, handler: Callable[..., Any], database: Database, **given: Any) -> None:
         batch: list[Notification] | None = given.get("notifications")
         count, first = (1, given["notification"]) if batch is None else (len(batch), batch[0])
         labels = self._labels(first, handler, database)
         began = time.perf_counter()
         try:
-            result: object = handler(database, **given)
+            refuse_result(handler(database, **given))
         finally:
             self._seconds.labels(*labels).observe(time.perf_counter() - began)
         self._handled.labels(*labels).inc(count)
-        return result
 
     def _note_failure(
         self,
