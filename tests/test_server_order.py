@@ -7,6 +7,7 @@ signals the listeners, and then acknowledges.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -93,8 +94,9 @@ def test_row_that_is_seen_before_the_acknowledgement_is_heard_of_by_then(
             committing = Background(commit)
             for number in range(TRIES // 10):
                 begin.release()
+                patience = time.monotonic() + PATIENCE
                 while witness.execute("SELECT max(number) FROM seen").fetchall() != [(number,)]:
-                    assert committing.running
+                    assert time.monotonic() < patience, "the row was never seen"
                 listener.round_trip()
                 assert acknowledged.acquire(timeout=PATIENCE)
                 listener.round_trip()
