@@ -717,7 +717,8 @@ def test_metrics_tell_channels_and_handlers_apart(
     admin.notify(channel, "1", "no json")
     admin.execute("SELECT pg_notify(%s, i::text) FROM generate_series(1, 3) i", f"{channel}_batch")
     admin.notify(f"{channel}_unhandled", "last")
-    wait_until(lambda: "any last" in command.out)
+    wait_until(lambda: samples(port)["pgsignals_dispatched_total", "postgres"] == 6)
+    assert "any last" in command.out
     told = labelled(port)
 
     def of(name: str, suffix: str, handler: str) -> float | None:

@@ -342,7 +342,8 @@ def test_failures_are_counted_by_channel_and_handler(
     unhandled = f"{channel}_unhandled"
     reactor.listen(unhandled)
     reactor.notify((channel, "1"), (channel, "0"), (channel, "x"), (unhandled, ""))
-    wait_until(lambda: unhandled in heard)
+    wait_until(lambda: reactor.status().databases[0].dispatched == 4)
+    assert sorted(heard) == [channel] * 3 + [unhandled]
     reactor.handler_failed.send(
         reactor.databases[0], notification=None, handler=anything, error=KeyError()
     )
