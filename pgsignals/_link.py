@@ -1181,13 +1181,16 @@ class Link:
             self._question.then = lambda _: run()
             self._question.refused = None
 
-    def stop(self, *, give_back: bool = False) -> None:
-        """Close the session, or leave it to its owner."""
+    def stop(self, *, give_back: bool = False, within: float = 1.0) -> None:
+        """Close the session, or leave it to its owner.
+
+        :param within: as of :meth:`Session.close`.
+        """
         self._attempt += 1
         self.happen(Event.STOP)
         session, self.session = self.session, None
         if session is not None and not give_back:
-            session.close()
+            session.close(within)
 
     def give_back(self) -> None:
         """Take our LISTENs and settings off a session that is its owner's."""

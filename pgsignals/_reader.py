@@ -31,6 +31,8 @@ LAST_ANSWERS = 1.0
 
 #: How soon to try again then to send what waits for a statement of others, in seconds.
 LAST_TRIES = 0.1
+#: How long the end waits, over all sessions, for others' threads to come out of them, in seconds.
+LET_GO = 1.0
 
 #: Seconds between two looks for slow handlers.
 LOOK_AT_HANDLERS = 5.0
@@ -248,8 +250,10 @@ class Reader:
         for link in staying:
             link.give_back()  # an answer that fetches, too
         self._wait_for_answers([link for link in others if link.fetch_own()], staying, deadline)
+        by = time.monotonic() + LET_GO
         for link in self.links:
-            link.stop(give_back=link in staying and not link.is_answering)
+            returns = link in staying and not link.is_answering
+            link.stop(give_back=returns, within=max(0.0, by - time.monotonic()))
 
     def _wait_for_answers(
         self,

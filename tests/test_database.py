@@ -1225,3 +1225,36 @@ def test_nothing_is_lost_when_cursors_are_cleaned_up(
         list(listener.listening_channels())
 
     assert payloads(everything(listener, admin)) == ["1", "2", "3"]
+
+
+# Once more
+
+
+def test_close_leaves_what_the_owner_listens_to_after_everything_was_unlistened(
+    dsn: str, channel: str
+) -> None:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        database = Database.wrap(connection)
+        database.listen(channel)
+        database.unlisten("*")
+        connection.execute(f"LISTEN {channel}".encode())
+        database.close()
+
+        rows = connection.execute("SELECT pg_listening_channels()").fetchall()
+        assert rows == [(channel,)]
+
+
+def test_loss_of_an_earlier_session_is_not_told_of_a_later_one(
+    connect: Connect, admin: Admin
+) -> None:
+    database = connect()
+    admin.kill(database.backend_id)
+    with pytest.raises(ConnectionLostError):
+        database.notify("x")
+    with pytest.raises(ClosedError, match="57P01"):
+        database.notify("x")
+    database.open().close()
+
+    with pytest.raises(ClosedError) as caught:
+        database.notify("x")
+    assert "57P01" not in str(caught.value)

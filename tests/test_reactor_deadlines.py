@@ -15,7 +15,7 @@ import pytest
 
 from pgsignals import Database, Reactor, _life
 from pgsignals.testing import Proxy
-from tests.programs.fault_rig import Witness
+from tests.programs.fault_rig import QUICK, Witness, session_of
 from tests.support.admin import Admin, stopped
 from tests.support.waiting import AT_ONCE, LONG, PATIENCE, Background, wait_until
 
@@ -126,3 +126,19 @@ def has_answered(admin: Admin, backend: int, moment: object) -> bool:
         backend,
     )
     return rows == [(True,)]
+
+
+def test_second_silence_is_told_as_the_first_one_was(
+    proxied: str, proxy: Proxy, admin: Admin
+) -> None:
+    with Reactor(proxied, **QUICK) as reactor:
+        witness = Witness(reactor)
+        for number in range(1, 3):
+            proxy.freeze()
+            lost = witness.wait("lost", number)
+            assert lost.told["reason"] == "silent"
+            proxy.thaw()
+            witness.wait("gap", number)
+        admin.kill(session_of(reactor))
+        assert witness.wait("lost", 3).told["reason"] == "ended"
+        witness.wait("gap", 3)

@@ -33,25 +33,29 @@ class Late:
 
 
 def test_canary_that_arrives_during_a_listen_does_not_end_the_setup(
-    postgres: Postgres, dsn: str, new_channel: Callable[[], str]
+    postgres: Postgres, new_channel: Callable[[], str]
 ) -> None:
     """A channel that is asked for while the first canary is on its way has to hold, too."""
     first, second = new_channel(), new_channel()
     elsewhere = postgres.dsn_for("template1")  # whose canaries do not count for the other
     with Censor(postgres.port) as censor, psycopg.connect(elsewhere, autocommit=True) as beside:
-        late = Late(postgres.dsn_for(port=censor.port), dsn)
-        waiting, other = Database(connect=late), Database(elsewhere)
-        reactor = Reactor(waiting, other, channels=[first], probe_interval=60, probe_timeout=LONG)
+        reactor = Reactor(
+            postgres.dsn_for(port=censor.port),
+            elsewhere,
+            channels=[first],
+            probe_interval=60,
+            probe_timeout=2 * LONG,
+        )
+        waiting, other = reactor.databases
         witness = Witness(reactor)
+        censor.hold()
         starting = Background(reactor.start)
-        assert late.waits.wait(PATIENCE)  # the first canary
+        wait_until(lambda: censor.held, why="no canary came")
         wait_until(lambda: state_of(reactor, 1) == "listening")
         censor.lets_listen.clear()
         listening = Background(reactor.listen, second)
         assert censor.listen_waits.wait(PATIENCE)
-        passed = censor.notifications
-        late.may_connect.set()
-        wait_until(lambda: censor.notifications > passed, why="no canary came")
+        censor.release()
         for mark in ("1", "2"):  # what the reader has read of the other one came later
             beside.execute("SELECT pg_notify(%s, %s)", (first, mark))
             witness.wait("any_channel", int(mark), other)

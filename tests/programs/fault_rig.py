@@ -250,7 +250,6 @@ class Censor:
     """A TCP proxy that understands what a server says.
 
     :ivar withholds: whether notifications are swallowed, while all else passes.
-    :ivar notifications: how many have come and were let through, or are just about to be.
     :ivar held: those that wait in us since :meth:`hold`, while all else passes.
     :ivar hangs_after: how many messages of each connection pass, before silence.
     :ivar lets_listen: clear it, and a LISTEN waits in us until it is set.
@@ -259,7 +258,7 @@ class Censor:
 
     def __init__(self, server_port: int) -> None:
         self._server_port = server_port
-        self.notifications = self.withheld = 0
+        self.withheld = 0
         self.withholds = False
         self.held = b""
         self._holds = False
@@ -351,7 +350,6 @@ class Censor:
                             self._holds_for = client
                         else:
                             passed += 1
-                            self.notifications += message[:1] == b"A"
                             if self.hangs_after is None or passed <= self.hangs_after:
                                 through += message
                     client.sendall(through)
