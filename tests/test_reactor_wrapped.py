@@ -82,10 +82,10 @@ def test_statements_of_the_owner_give_their_own_rows(
 
 def test_long_statement_of_the_owner_is_no_loss(wrapped: Any, channel: str, admin: Admin) -> None:
     with Reactor(
-        Database.wrap(wrapped), channels=[channel], probe_interval=0.05, probe_timeout=0.2
+        Database.wrap(wrapped), channels=[channel], probe_interval=0.05, probe_timeout=1.0
     ) as reactor:
         heard = Heard(reactor)
-        wrapped.execute("SELECT pg_sleep(0.7)")
+        wrapped.execute("SELECT pg_sleep(2.5)")
         admin.notify(channel, "after")
         wait_until(lambda: heard.payloads == ["after"])
         probed(reactor)
@@ -97,7 +97,7 @@ def test_transaction_of_the_owner_is_no_loss_and_told_once(
     wrapped: Any, channel: str, admin: Admin, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Reactor(
-        Database.wrap(wrapped), channels=[channel], probe_interval=0.05, probe_timeout=0.1
+        Database.wrap(wrapped), channels=[channel], probe_interval=0.05, probe_timeout=1.0
     ) as reactor:
         heard = Heard(reactor)
         with wrapped.transaction():
