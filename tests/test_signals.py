@@ -706,7 +706,7 @@ def test_threads_that_replace_a_value_lose_nothing() -> None:
 
 def known(channels: Channels) -> set[str]:
     gc.collect()
-    return set(channels._signals) | set(channels._kept)
+    return set(channels._signals) | set(channels._kept) | set(channels._batching)
 
 
 def test_channel_that_nobody_handles_or_refers_to_is_forgotten(channels: Channels) -> None:
