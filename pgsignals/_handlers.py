@@ -371,6 +371,8 @@ def refuse_result(result: object) -> None:
 
     :raises TypeError: it is an awaitable or a generator.
     """
+    if result is None:
+        return
     kind = type(result).__name__
     if inspect.isgenerator(result) or inspect.isasyncgen(result):
         with contextlib.suppress(BaseException):

@@ -154,8 +154,9 @@ class Workers:
         :param finally_: at once in any case.
         """
         logged, at = self._drops_logged.get(link, (0, float("-inf")))
-        dropped, now = link.dropped, time.monotonic()
-        if dropped == logged or (now - at < DROPS_LOGGED_EVERY and not finally_):
+        if (dropped := link.dropped) == logged:
+            return
+        if (now := time.monotonic()) - at < DROPS_LOGGED_EVERY and not finally_:
             return
         self._drops_logged[link] = dropped, now
         logger.warning(

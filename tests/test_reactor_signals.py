@@ -334,9 +334,9 @@ def test_receiver_that_fails_is_counted_and_told(
         if name == "any_channel":  # else the loss may take it along
             wait_until(lambda: failures.seen)
         lose(reactor, admin)
+        reactor.notify("first")
         wait_until(lambda: failures.seen)
-        settle(reactor)
-        failed = reactor.status().databases[0].failed
+    failed = reactor.status().databases[0].failed
 
     assert {(notification, who) for notification, who, _ in failures.seen} == {(None, fails)}
     assert failed == len(failures.seen)
@@ -399,6 +399,7 @@ def test_transaction_that_a_receiver_leaves_open_is_rolled_back(
     register(leave)
     with reactor:
         reactor.notify(store="fail")
+        wait_until(lambda: reactor.status().databases[0].failed)
         lose(reactor, admin)
         assert left.wait(PATIENCE)
         wait_until(lambda: reactor.status().databases[0].state == "listening")
