@@ -920,7 +920,7 @@ class Link:
                 self._cannot_tell = True
             elif self._canary_asked is None:
                 self._send_canary()
-        if self._canary_unsent_at <= now:
+        if self._canary_unsent_at <= looked:
             late = TimeoutError("it could not be sent in time")
             self._canary_sent(self.session, self._canary_asked or 0.0, late)
         if self._canary_by is not None and looked >= self._canary_by:
@@ -935,7 +935,7 @@ class Link:
         due = self.state is State.LISTENING and self._canary_asked is None
         if due and now >= self._canary_at and not self._hang("canary"):
             self._send_canary()
-        if self.control.silent_for(now) >= self._settings.probe_timeout:
+        if self.control.silent_for(looked) >= self._settings.probe_timeout:
             self.control.shutdown()
         expires = self.control.expires()
         if expires is not None and now >= expires:
