@@ -689,16 +689,21 @@ class Session:
         self.ended = True
         self._drop_spare()
 
-    def close(self, within: float = 1.0) -> None:
+    def close(self) -> None:
         """End the session, from any thread; a statement that runs on it fails.
 
         No thread may enter libpq while another one is inside.  Where that does not come out, such
         as a suspended generator of psycopg's, the socket is shut down, so that the session has
         ended for the server and for us; libpq's memory and file number are given back by our own
         code when it comes out, or by the collector when nobody has the connection any more.
-
-        :param within: seconds to wait for such a thread, 0 if it may be the calling one.
         """
+        self._close(within=1.0)
+
+    def abandon(self) -> None:
+        """As :meth:`close`, without waiting for a thread that uses it, such as the calling one."""
+        self._close(within=0.0)
+
+    def _close(self, within: float) -> None:
         lock = self._lock
         held = lock.acquire(timeout=min(_PATIENCE, within))
         if not held:

@@ -1181,16 +1181,20 @@ class Link:
             self._question.then = lambda _: run()
             self._question.refused = None
 
-    def stop(self, *, give_back: bool = False, within: float = 1.0) -> None:
+    def stop(self, *, give_back: bool = False, wait: bool = True) -> None:
         """Close the session, or leave it to its owner.
 
-        :param within: as of :meth:`Session.close`.
+        :param wait: for others' threads to come out of it.
         """
         self._attempt += 1
         self.happen(Event.STOP)
         session, self.session = self.session, None
-        if session is not None and not give_back:
-            session.close(within)
+        if session is None or give_back:
+            return
+        if wait:
+            session.close()
+        else:
+            session.abandon()
 
     def give_back(self) -> None:
         """Take our LISTENs and settings off a session that is its owner's."""

@@ -253,7 +253,7 @@ class Reader:
         by = time.monotonic() + LET_GO
         for link in self.links:
             returns = link in staying and not link.is_answering
-            link.stop(give_back=returns, within=max(0.0, by - time.monotonic()))
+            link.stop(give_back=returns, wait=time.monotonic() < by)
 
     def _wait_for_answers(
         self,

@@ -249,8 +249,10 @@ class Database:
         midway = session.in_use and reentered()
         if self._wrapped:
             self._give_back(session, midway=midway)
+        elif midway:
+            session.abandon()
         else:
-            session.close(0.0 if midway else 1.0)
+            session.close()
         self._tell_watchers()
 
     def forget(self) -> None:
