@@ -233,7 +233,9 @@ def test_half_open_link(
 
 RECONNECTS = """
 import sys, pgsignals
-pgsignals.Reactor(sys.argv[1], backoff=(0.01, 0.05), probe_interval=None).start()
+pgsignals.Reactor(
+    sys.argv[1], channels=["quiet"], backoff=(0.01, 0.05), probe_interval=None
+).start()
 print("runs", flush=True)
 sys.stdin.readline()
 """
@@ -371,7 +373,8 @@ def test_handler_that_ends_the_program(
 MANY = """
 import sys, pgsignals
 for number in range(5):
-    pgsignals.Reactor(sys.argv[1], sys.argv[1], workers=3, name=f"pgsignals-{number}").start()
+    name = f"pgsignals-{number}"
+    pgsignals.Reactor(sys.argv[1], sys.argv[1], channels=["quiet"], workers=3, name=name).start()
 print("runs", flush=True)
 sys.stdin.readline()
 """

@@ -207,7 +207,7 @@ OWN = """
 def child():
     %s
     heard = []
-    with Reactor(dsn, name="pgsignals-child") as own:
+    with Reactor(dsn, channels=["mine"], name="pgsignals-child") as own:
         own.on_channel("mine")(lambda db, notification: heard.append(notification.payload))
         assert own.notify(mine="1") == 1
         assert own.status().databases[0].backend_id != listener
@@ -377,7 +377,7 @@ def child():
         reactor.notify(serial="0")
     except ForkedError:
         pass
-    pgsignals.on_channel("another")(print)
+    pgsignals.on_channel("another")(lambda db, notification: None)
     if not reactor.stop():
         os._exit(3)
     logging.getLogger("pgsignals").debug("child")
@@ -418,7 +418,7 @@ def child():
         signal_.send(None)
         signal_.disconnect(receiver)
     pgsignals.channel("new").connect(print)
-    pgsignals.on_channel("another")(print)
+    pgsignals.on_channel("another")(lambda db, notification: None)
     os._exit(0 if len(heard) == 3 else 5)
 
 for _ in range(40):

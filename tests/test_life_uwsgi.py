@@ -117,7 +117,7 @@ def application(environ, start_response):
             told.append(str(ask()))
         except pgsignals.ForkedError:
             told.append("ForkedError")
-    pgsignals.on_channel("later")(print)
+    pgsignals.on_channel("later")(lambda db, notification: None)
     told.append(str(reactor.stop()))
     return [" ".join(told).encode()]
 """,
@@ -134,7 +134,7 @@ uwsgi.opt = {options}
 {more}
 import pgsignals
 try:
-    pgsignals.Reactor(sys.argv[1]).start()
+    pgsignals.Reactor(sys.argv[1], channels=["quiet"]).start()
 except pgsignals.ConnectionStateError as error:
     print(error)
 else:

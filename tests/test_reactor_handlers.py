@@ -908,10 +908,10 @@ def test_stop_in_a_flood_drains_what_has_been_received(
             if len(reads) == 5:
                 reactor.stop()  # on the reader's own thread, so it is told and no more
 
-    def look_and_close(session: _driver.Session) -> None:
+    def look_and_close(session: _driver.Session, *within: float) -> None:
         if not session.connection.closed:
             left.append(session.pgconn.notifies())
-        close(session)
+        close(session, *within)
 
     monkeypatch.setattr(_driver.Session, "close", look_and_close)
     monkeypatch.setattr(_driver.Session, "read_into", read_and_stop)
