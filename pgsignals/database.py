@@ -57,7 +57,7 @@ class Database:
     Made closed; :meth:`open`, ``with`` or a :class:`Reactor` opens it.  Before that, everything
     but :meth:`open` raises :exc:`ClosedError`.
 
-The first call that finds the session ended raises :exc:`ConnectionLostError`, later
+    The first call that finds the session ended raises :exc:`ConnectionLostError`, later
     ones :exc:`ClosedError`.  In a forked child everything but :meth:`close` raises
     :exc:`ForkedError`.
 
@@ -382,7 +382,7 @@ The first call that finds the session ended raises :exc:`ConnectionLostError`, l
         without an exception, when the session ends or is closed, after yielding what was left.
 
         :param timeout: seconds between idle events, which are None; None for no idle events; 0
-ends the iteration after what is there, without waiting.
+            ends the iteration after what is there, without waiting.
         :raises TypeError: a timeout that is not a number.
         :raises ValueError: a negative timeout, or NaN.
         """

@@ -165,7 +165,7 @@ class Reactor:
     def wrap_handlers(self, around: Callable[..., object] | None) -> None:
         """Have every handler of this reactor called through *around*, for measuring and tracing.
 
-It is called as ``around(handler, database, **given)`` on the worker, must return
+        It is called as ``around(handler, database, **given)`` on the worker, must return
         ``handler(database, **given)``, and must let its exceptions through.  *given* is what the
         handler takes: ``notification`` or ``notifications``, ``value`` or ``values``.  Receivers of
         :attr:`any_channel` are handlers, too; those of the reactor's other signals are not.

@@ -799,7 +799,7 @@ def on_channel(
         a dataclass, whose fields are taken from a JSON object and checked; or a pydantic model or
         pydantic ``TypeAdapter``.  A payload it refuses goes to ``handler_failed``, not to the
         handler.
-:param batch: hand over everything waiting at once: ``handler(database, *, notifications)``, a
+    :param batch: hand over everything waiting at once: ``handler(database, *, notifications)``, a
         non-empty list of one channel; with *decode* also ``values``.  With one worker it ends
         where a notification of another channel follows, as one worker keeps the order over all
         channels.  A handler that gets through hundreds in an instant is given a flood in pieces

@@ -215,7 +215,7 @@ def test_heir_of_a_dataclass_is_one() -> None:
 
 @pytest.mark.parametrize("decode", ["json", 5, Line("cup"), Parcel(weight=1.0)])
 def test_what_cannot_be_called_is_a_type_error(decode: Any) -> None:
-    with pytest.raises(TypeError, match=f"decode must be a callable.*, not {type(decode).__name__}"):
+    with pytest.raises(TypeError, match=f"decode must be .*, not {type(decode).__name__}"):
         decoder(decode)
 
 

@@ -63,8 +63,8 @@ which time notifications may be missing (a gap). It goes on over restarts of the
 ABOUT_STATUS = f"""\
 {WHERE}
 Exit status: 0 after --count notifications, at the end of --timeout, or when the output is closed;
- 1 when --timeout came before --count, when a command of --exec failed, or no connection
-could be made at the start; 130 after Ctrl-C, 143 after SIGTERM.
+1 when --timeout came before --count, when a command of --exec failed, or no connection could be
+made at the start; 130 after Ctrl-C, 143 after SIGTERM.
 """
 
 

@@ -81,8 +81,8 @@ the start, when the module cannot be imported or holds nothing to run, when the 
 itself, or when the time of a stop ran out; 2 not understood.
 """
 
-# Failures that waiting for a database cannot fix.  libpq gives reasons in words only; a refused login in
-# another language than English is waited for like a server that is down.
+# Failures that waiting for a database cannot fix.  libpq gives reasons in words only; a login refused
+# in another language than English is waited for like a server that is down.
 _STAYS = re.compile(
     r"cannot be read|definition of service|service file|certificate|does not support SSL|"
     r"invalid \S+ value|invalid port"
@@ -214,8 +214,8 @@ def check_handlers(reactor: Reactor, target: str) -> None:
     decorator = "@reactor.on_channel(...)" if its_own else "@pgsignals.on_channel(...)"
     hint = "" if its_own else f", or name a Reactor of its own: {target}:reactor"
     text = (
-        f"{target} registers no handlers, so it would never receive anything: put {decorator} above a "
-        f"function{hint}"
+        f"{target} registers no handlers, so it would never receive anything: put {decorator} "
+        f"above a function{hint}"
     )
     later = any(called_by(reactor.connected, database) for database in reactor.databases)
     if not later and not any(map(reactor.wanted, reactor.databases)):

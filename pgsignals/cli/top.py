@@ -50,7 +50,7 @@ On anything but a terminal it prints plain lines, or with --json an object, each
 
 ABOUT_STATUS = f"""\
 {WHERE}
-Exit status: 0 after q, at the end of --timeout, or when the reader of the output is gone; 1 when no
+Exit status: 0 after q, at the end of --timeout, or when the output is closed; 1 when no
 connection could be made at the start; 130 after Ctrl-C, 143 after SIGTERM.
 """
 
