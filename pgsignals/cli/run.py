@@ -81,7 +81,7 @@ the start, when the module cannot be imported or holds nothing to run, when the 
 itself, or when the time of a stop ran out; 2 not understood.
 """
 
-# Failures that waiting for a database cannot fix.  libpq gives reasons in words only; a login refused
+# Failures that waiting for a database cannot fix.  libpq gives reasons in words only; a refusal
 # in another language than English is waited for like a server that is down.
 _STAYS = re.compile(
     r"cannot be read|definition of service|service file|certificate|does not support SSL|"
