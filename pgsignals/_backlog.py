@@ -3,8 +3,8 @@
 Notifications wait in lanes, and one worker at a time runs a lane, so that a lane keeps its order.
 With one worker there is one lane, which keeps the order over everything; with several there is
 one lane for each channel of each source.  An announcement (``lost``, ``connected``, ``gap``) is a
-barrier: it stands in every lane it covers, runs once when all of them have come to it, and only
-then lets them go on.
+barrier: it is queued in every lane it covers, runs once when all of them have reached it, and
+only then lets them go on.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from pgsignals._types import Notification
 
 Policy: TypeAlias = Literal["drop_oldest", "coalesce", "block"]
 
-#: Notifications that a worker runs of one lane while others are ready.
+#: Notifications that a worker runs from one lane while other lanes are ready.
 TURN = 256
 
-#: Notifications that a worker takes at once at most: it takes what it handles in an instant.
+#: The most notifications that a worker takes at once: only what it handles in an instant.
 RUN = 64
 
 
@@ -41,12 +41,12 @@ class Source(Protocol):
     dispatched: int
 
     def overflowed(self, drops: Drops) -> None:
-        """Tell of *drops*; runs on a worker."""
+        """Report *drops*; runs on a worker."""
 
 
 @dataclass(eq=False)
 class Drops:
-    """Notifications of one source that were given up and not told of yet."""
+    """Notifications of one source that were dropped and not reported yet."""
 
     since: datetime
     until: datetime
@@ -54,7 +54,7 @@ class Drops:
     channels: set[str] = field(default_factory=set)
 
     def add(self, channels: Iterable[str], count: int, since: datetime, until: datetime) -> None:
-        """Give up so many more, received at *until*."""
+        """Drop this many more, received at *until*."""
         self.channels.update(channels)
         self.count += count
         self.since = min(self.since, since)
@@ -64,8 +64,8 @@ class Drops:
 class Hold:
     """What a source receives before its session may be announced, under the backlog's policy.
 
-    ``"block"`` keeps all of it: the reader that would wait for space is the one that has to read
-    what shows that the session can be announced.
+    ``"block"`` keeps all of it: the reader, which would have to wait for space, must go on reading
+    to learn that the session can be announced.
 
     :param limit: how many notifications are kept.
     """
@@ -90,7 +90,7 @@ class Hold:
                 if (key := notification[:2]) not in self._keys:
                     self._keys.add(key)
                     self._burst.append(notification)
-        if len(self._burst) > self._limit + self._limit // 4:  # now and then, as it copies
+        if len(self._burst) > self._limit + self._limit // 4:  # only now and then, as this copies
             self._drop_oldest(since, received)
 
     def _drop_oldest(self, since: datetime, received: datetime) -> None:
@@ -134,7 +134,7 @@ class Segment:
         self._size = len(burst)
         self._rest: Iterable[Notification] = burst
         self._channels = burst.channels if channel is None and isinstance(burst, Burst) else None
-        self.begun = 0  # those before it have been taken or given up
+        self.begun = 0  # those before it have been taken or dropped
         self.since = since
         self.received = received
         self.epoch = epoch  # how many announcements the source had made before
@@ -145,7 +145,7 @@ class Segment:
         return self._size - self.begun
 
     def take(self, most: int) -> list[Notification]:
-        """The next ones, *most* of them if there are so many."""
+        """The next ones, at most *most*."""
         if not self.begun:
             self._rest = iter(self._rest)
         taken = list(islice(self._rest, most))
@@ -155,7 +155,7 @@ class Segment:
         return taken
 
     def take_run(self, channel: str, most: int) -> list[Notification]:
-        """The next ones as far as they are of *channel*, *most* of them if there are so many."""
+        """The next ones as long as they are of *channel*, at most *most*."""
         channels = self._channels
         if channels is None:  # a lane of one channel
             return self.take(most) if channel == self.channel else []
@@ -171,7 +171,7 @@ class Segment:
         return (self, self.waiting) if self.waiting else None
 
     def clear(self) -> None:
-        """Give up those that have not begun."""
+        """Drop those that have not begun."""
         self.begun = self._size
         self._rest, self._channels = (), None
 
@@ -185,10 +185,10 @@ class Arrival:
         self._segments = {segment.channel: segment for segment in segments}
         self._channels = channels
         self._at = 0
-        self._passed = dict.fromkeys(self._segments, 0)  # how many are no more in the order
+        self._passed = dict.fromkeys(self._segments, 0)  # how many are no longer in the order
 
     def oldest(self) -> tuple[Segment, int] | None:
-        """The segment with the oldest notification that waits, and for how many that holds."""
+        """The segment with the oldest waiting notification, and for how many that holds."""
         while self._at < len(self._channels):
             channel = self._channels[self._at]
             segment = self._segments[channel]
@@ -204,13 +204,13 @@ class Arrival:
         return sum(segment.waiting for segment in self._segments.values())
 
     def clear(self) -> None:
-        """Give it up."""
+        """Drop it."""
         for segment in self._segments.values():
             segment.clear()
 
 
 class Announcement:
-    """A barrier; *run* is called on a worker when every lane it stands in has come to it."""
+    """A barrier; *run* is called on a worker when every lane it is queued in has reached it."""
 
     __slots__ = ("arrived", "channels", "epoch", "lanes", "queued", "run", "source")
 
@@ -246,7 +246,7 @@ class Lane:
         self.held: Iterator[Notification] = iter(())  # those of them that have not begun
         self.busy = False
         self.queued = False
-        self.at: Announcement | None = None  # the one it has come to and waits for
+        self.at: Announcement | None = None  # the one it has reached and waits for
 
 
 Task: TypeAlias = tuple[Lane, Segment] | Announcement
@@ -265,12 +265,12 @@ class Backlog:
         self._queued = 0  # in lanes
         self.keys: set[Hashable] | None = set() if policy == "coalesce" else None
         self.reader_waits = False
-        self.on_wait: Callable[[], None] = lambda: None  # is called when the reader has to wait
+        self.on_wait: Callable[[], None] = lambda: None  # called when the reader has to wait
         self._limit = limit
         self._blocks = policy == "block"
         self._released = False  # the reader, at the end; "block" still loses nothing
         self._parallel = parallel
-        self._run = 1 if policy == "coalesce" else RUN  # what is held equals nothing any more
+        self._run = 1 if policy == "coalesce" else RUN  # held notifications are no longer compared
         self._busy: set[Lane] = set()
         self._lanes: dict[tuple[Source | None, str | None], Lane] = {}
         # What workers wait for; a Condition would take twice the time to wake one.
@@ -279,10 +279,10 @@ class Backlog:
         self._arrivals: deque[Segment | Arrival] = deque()
         self._epochs: dict[Source | None, int] = {}  # announcements so far
         self._announced: dict[Source | None, list[Announcement]] = {}  # not run yet, in order
-        # What was dropped of a source between two of its announcements, and what will tell it.
+        # What a source has lost between two of its announcements, and what will report it.
         self._drops: dict[tuple[Source, int], tuple[Drops, Announcement]] = {}
-        # What the reader waits for, space or the end of all work.  A Condition would have to be
-        # locked by whoever wakes it, which a finalizer in the middle of our code cannot do.
+        # What the reader waits for, space or the end of all work.  Not a Condition: to wake one, it
+        # must be locked, which a finalizer that interrupts our code cannot do.
         self._wakes: SimpleQueue[None] = SimpleQueue()
         self._joining = False
         self._ending = False
@@ -297,7 +297,7 @@ class Backlog:
 
     @property
     def overfull(self) -> bool:
-        """Whether "block", which does not block at the end, has let in all there is room for."""
+        """Whether "block", which no longer blocks at the end, has let in all there is room for."""
         return self._blocks and self._released and self.waiting >= self._limit
 
     # -- the reader's side -----------------------------------------------------------------------
@@ -339,7 +339,7 @@ class Backlog:
 
     def _room(self) -> int:
         """How many may be queued now under the policy "block"; waits until there is space, and
-        lets go of the lock meanwhile."""
+        releases the lock meanwhile."""
         while not self._released and self.waiting >= self._limit:
             self.reader_waits = True
             self.lock.release()
@@ -374,7 +374,7 @@ class Backlog:
         self._advance(lane)
 
     def overflow(self, source: Source, drops: Drops) -> None:
-        """Tell of what *source* had to give up before it could put the rest, in its place."""
+        """Report, in its place, what *source* had to drop before it could put the rest."""
         with self.lock:
             epoch = self._epochs.get(source, 0)
             told, announcement = self._drops_of(source, epoch, drops.since, drops.until)
@@ -402,7 +402,7 @@ class Backlog:
     def _drops_of(
         self, source: Source, epoch: int, since: datetime, until: datetime
     ) -> tuple[Drops, Announcement]:
-        """What has been dropped of *source* in *epoch* and not told yet, and what will tell it."""
+        """What *source* has lost in *epoch* that is not reported yet, and what will report it."""
         key = source, epoch
         if key not in self._drops:
 
@@ -423,7 +423,7 @@ class Backlog:
                 self.keys.discard((source, channel, payload))
 
     def _prune(self) -> None:
-        """Forget arrivals that have been taken; now and then also behind one that has not."""
+        """Forget arrivals that have been taken; occasionally also those behind one that has not."""
         arrivals = self._arrivals
         while arrivals and not arrivals[0].waiting:
             arrivals.popleft()
@@ -453,7 +453,7 @@ class Backlog:
                 self._advance(lane)
 
     def _announce(self, announcement: Announcement) -> None:
-        """Remember it for lanes that are made from now on; drops have their place by epoch."""
+        """Remember it for lanes that are made from now on; drops are placed by epoch."""
         announced = self._announced.setdefault(announcement.source, [])
         place = sum(one.epoch <= announcement.epoch for one in announced)
         announced.insert(place, announcement)
@@ -470,8 +470,8 @@ class Backlog:
         ]
 
     def _stand(self, announcement: Announcement, lane: Lane, before: Segment | None) -> None:
-        """Put what tells of drops into *lane*: before *before*, or at the end, unless it is
-        there."""
+        """Put the report of drops into *lane*: before *before*, or at the end, unless it is
+        there already."""
         if lane in announcement.lanes:
             return
         items = lane.items
@@ -494,7 +494,7 @@ class Backlog:
         return lane
 
     def _advance(self, lane: Lane) -> None:
-        """Let a lane that nobody runs go on to what is first in it."""
+        """Let a lane that no worker runs go on to its first item."""
         if lane.busy or lane.queued or lane.at is not None:
             return
         items = lane.items
@@ -535,7 +535,7 @@ class Backlog:
 
         Blocks while there is nothing.
 
-        :returns: None when there will be nothing any more.
+        :returns: None when there will never be anything again.
         """
         while (first := self._ready.get()) is not None:
             with self.lock:
@@ -574,8 +574,8 @@ class Backlog:
     def take_batch(
         self, lane: Lane, segment: Segment, first: Notification, most: int
     ) -> list[Notification]:
-        """*first*, which :meth:`begin` has given, and what directly follows it of its channel,
-        at most so many together, taken."""
+        """Take *first*, which :meth:`begin` has given, and what directly follows it on its channel,
+        at most this many in all."""
         channel = first[0]
         with self.lock:
             held = length_hint(lane.held)
@@ -597,11 +597,11 @@ class Backlog:
             return batch
 
     def begin(self, lane: Lane, segment: Segment, most: int) -> Iterator[Notification] | None:
-        """The next notifications of *segment*, at most so many, for the worker that runs it.
+        """The next notifications of *segment*, at most this many, for the worker that runs it.
 
-        All but the first are the lane's ``held`` until the worker comes to them.  What is held
-        cannot be dropped any more, and an announcement comes after it; so take only what is
-        handled in an instant.
+        All but the first are the lane's ``held`` until the worker reaches them.  What is held
+        can no longer be dropped, and announcements come after it; so take only what is handled
+        in an instant.
 
         :returns: None when something else is first in the lane.
         """
@@ -623,7 +623,7 @@ class Backlog:
     def _make_space(self) -> None:
         """Let a reader that waits go on; called with the lock held.
 
-        Only when half is free: to hand over one at a time would cost a thread switch each.
+        Only when half is free: handing over one at a time would cost a thread switch each.
         """
         if self.reader_waits and self.waiting <= self._limit // 2:
             self.reader_waits = False
@@ -633,7 +633,7 @@ class Backlog:
         """What :meth:`take` gave has been run.
 
         :param dispatched: notifications that were handled.
-        :returns: what the same worker is to go on with: the rest of its lane, unless others wait.
+        :returns: what the same worker should go on with: the rest of its lane, unless others wait.
         """
         with self.lock:
             if isinstance(task, Announcement):
@@ -665,7 +665,7 @@ class Backlog:
 
     def _finish(self, announcement: Announcement) -> None:
         announced = self._announced.get(announcement.source, [])
-        with contextlib.suppress(ValueError):  # given up meanwhile
+        with contextlib.suppress(ValueError):  # dropped meanwhile
             announced.remove(announcement)
         if not announced:
             self._announced.pop(announcement.source, None)
@@ -720,7 +720,7 @@ class Backlog:
         self._wakes.put(None)
 
     def forget_held(self) -> None:
-        """In a forked child, whatever its other threads were at: workers hold nothing."""
+        """In a forked child, whatever the other threads were doing: workers hold nothing."""
         for lane in tuple(self._busy):
             deque(lane.held, maxlen=0)
 

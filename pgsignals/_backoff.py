@@ -9,11 +9,11 @@ class Backoff:
     """Capped exponential backoff with full jitter.
 
     :param first: upper bound of the first wait, in seconds.
-    :param longest: upper bound of every wait, in seconds, save a slow one.
+    :param longest: upper bound of every wait except a slow one, in seconds.
 
-    Full jitter (a wait drawn evenly between almost nothing and the bound) spreads a herd of
-    clients best; the bound starts anew only when a link has stayed up for *longest* seconds, so
-    that one which dies young does not spin.
+    Full jitter (a wait drawn uniformly between almost nothing and the bound) spreads a herd of
+    clients best; the bound is reset only when a link has stayed up for *longest* seconds, so a
+    link that keeps dying young does not spin.
     """
 
     def __init__(self, first: float, longest: float) -> None:
@@ -23,7 +23,7 @@ class Backoff:
 
     @property
     def failures(self) -> int:
-        """Attempts and young deaths since the last time it stayed up."""
+        """Failed attempts and early losses since the last time it stayed up."""
         return self._failures
 
     def next_delay(self, rng: random.Random, *, slowly: bool = False) -> float:
@@ -38,12 +38,12 @@ class Backoff:
         return rng.uniform(min(self._first, bound) / 10, bound)
 
     def slow_delay(self, rng: random.Random) -> float:
-        """Seconds to wait where the failure will not mend itself soon (a wrong password), and
-        trying again may lock an account: the longest, and up to a tenth more, as those who were
-        refused together must not come back together."""
+        """Seconds to wait when the failure will not go away by itself (a wrong password) and
+        trying again may lock an account: the longest wait plus up to a tenth, so that clients
+        refused together do not come back together."""
         return self._longest * rng.uniform(1.0, 1.1)
 
     def ended_after(self, seconds_up: float) -> None:
-        """A link that had stayed up for *seconds_up* has ended."""
+        """A link has ended after it stayed up for *seconds_up*."""
         if seconds_up >= self._longest:
             self._failures = 0

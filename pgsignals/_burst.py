@@ -1,4 +1,4 @@
-"""Notifications that were read at once, on their way from one thread to another."""
+"""Notifications that were read together, on their way from one thread to another."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def named(rows: Iterable[tuple[str, str, int]]) -> Iterator[Notification]:
 class Burst:
     """Notifications in columns.
 
-    So they wait for their handlers: the garbage collector looks at every tuple that is kept, at
-    most of them more than once, and at strings and numbers never.
+    They wait for their handlers in this form: the garbage collector visits every tuple that is
+    kept, most of them more than once, but never strings and numbers.
     """
 
     __slots__ = ("channels", "payloads", "pids")
@@ -78,9 +78,9 @@ class Burst:
 
 
 class Part:
-    """Notifications of one channel, parted from the others of a burst.
+    """Notifications of one channel, separated from the others of a burst.
 
-    :param pids: theirs, or more.
+    :param pids: theirs, and possibly more.
     """
 
     __slots__ = ("_channel", "_payloads", "_pids")

@@ -9,24 +9,24 @@ from pgsignals.errors import ChannelNameError, PayloadError
 #: NAMEDATALEN - 1.  LISTEN cuts longer names silently, pg_notify() refuses them (22023).
 MAX_CHANNEL_BYTES = 63
 
-#: NOTIFY wants less than 8000 bytes (PostgreSQL manual, NOTIFY).
+#: NOTIFY requires fewer than 8000 bytes (PostgreSQL manual, NOTIFY).
 MAX_PAYLOAD_BYTES = 7999
 
-#: What UNLISTEN understands as "all channels"; therefore no channel of ours.
+#: What UNLISTEN understands as "all channels", and therefore not a channel name.
 ALL = "*"
 
-#: Canaries of all reactors go here; one NOTIFY on it proves something to each of them.
+#: Canaries of all reactors go here; one NOTIFY on it proves delivery to each of them.
 PROBE_CHANNEL = "pgsignals.probe"
 
 
 def check_channel(name: object) -> str:
-    """Return *name* when every server command takes it unchanged.
+    """Return *name* if every server command takes it unchanged.
 
     :raises TypeError: not a ``str``.
     :raises ChannelNameError: empty, ``"*"``, with NUL or a lone surrogate, or over 63 bytes.
     """
     if not isinstance(name, str):
-        raise TypeError(f"a channel name is a str, not {type(name).__name__}")
+        raise TypeError(f"a channel name must be a str, not {type(name).__name__}")
     name = str.__str__(name)  # of an enumeration's member, its characters
     if not name:
         raise ChannelNameError(
@@ -34,7 +34,7 @@ def check_channel(name: object) -> str:
         )
     if name == ALL:
         raise ChannelNameError(
-            "'*' means all channels in unlisten('*') and names none; choose another name"
+            "'*' means all channels in unlisten('*') and cannot name one; choose another name"
         )
     size = len(_encode(name, f"channel name {name!r}", ChannelNameError))
     if size > MAX_CHANNEL_BYTES:
@@ -46,7 +46,7 @@ def check_channel(name: object) -> str:
 
 
 def check_payload(payload: object, channel: str) -> str:
-    """Return *payload* as text the server takes; None means none, which is ``""``.
+    """Return *payload* as text the server accepts; None means no payload, which is ``""``.
 
     :param channel: named in the message; the payload itself never is.
     :raises TypeError: neither ``str`` nor None.
@@ -96,19 +96,19 @@ def check_handled(name: object) -> str:
     """
     if (name := check_channel(name)) == PROBE_CHANNEL:
         raise ChannelNameError(
-            f"{PROBE_CHANNEL!r} is the channel of the reactors' own probes, which no handler "
+            f"{PROBE_CHANNEL!r} is the channel for the reactors' own probes, which no handler "
             "receives; choose another name, or watch it with a Database of your own"
         )
     return name
 
 
 def check_unlisten(names: Iterable[object]) -> tuple[str, ...]:
-    """As :func:`check_channels`, but ``"*"`` is allowed: it stands for all channels."""
+    """As :func:`check_channels`, but ``"*"`` is allowed and means all channels."""
     return tuple(ALL if name == ALL else check_channel(name) for name in names)
 
 
 def notify_items(channels: Iterable[object], pairs: Mapping[str, object]) -> list[tuple[str, str]]:
-    """What one ``notify`` call is to issue, in order: positional items, then keywords.
+    """What one ``notify`` call should issue, in order: positional items, then keywords.
 
     :param channels: each a channel name, or a pair ``(channel, payload)``.
     """
@@ -142,5 +142,5 @@ def listen_sql(listen: Iterable[str] = (), unlisten: Iterable[str] = ()) -> str:
     return "; ".join(commands)
 
 
-#: Sends one: a command, which no privilege is needed for and no function can stand in for.
+#: Sends one: a command, which needs no privilege and which no function can replace.
 CANARY = f"NOTIFY {quote(PROBE_CHANNEL)}"

@@ -1,8 +1,8 @@
-"""Connection strings: what other programs write that libpq does not take, and what is wrong with
-one that cannot be read.
+"""Connection strings: forms that other programs use but libpq rejects, and what is wrong with one
+that cannot be read.
 
-libpq's own messages repeat what it could not read, which may be a password.  What is said here
-names schemes and keywords, and never a value.
+libpq's own messages repeat what it could not read, which may be a password.  The messages here name
+schemes and keywords, and never a value.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ EXAMPLES = "postgresql://app@db.example.com:5432/shop or host=db.example.com dbn
 
 ENCODE = "percent-encode special characters in it: %40 for @, %2F for /, %25 for %"
 
-# Those of SQLAlchemy (postgresql+asyncpg), Django (postgis) and their kin.
+# Those of SQLAlchemy (postgresql+asyncpg), Django (postgis) and the like.
 _OURS = re.compile(r"(?:postgres|postgresql|postgis|pgsql|psql)(?:\+\w+)?://", re.IGNORECASE)
 
 _SCHEME = re.compile(r"((?:jdbc:)?[A-Za-z][A-Za-z0-9+.-]{0,29})://")
@@ -28,7 +28,7 @@ _URI = re.compile(r"postgresql://([^/?]*)(/[^?]*)?(?:\?(.*))?", re.DOTALL)
 _KEYWORD = re.compile(r"\s*([^\s=]+)\s*(=?)\s*")
 _VALUE = re.compile(r"'(?:[^'\\]|\\.)*'|(?!')(?:[^\s\\]|\\.)*", re.DOTALL)
 
-# What can be shown where a keyword should stand; a piece of a password rarely looks like that.
+# What may be shown in place of a keyword; part of a password rarely looks like this.
 _NAME = re.compile(r"[A-Za-z][A-Za-z_]{1,39}")
 
 
@@ -40,16 +40,16 @@ def tidy(conninfo: str) -> str:
 
 
 def suspicion(text: str, settings: Mapping[str, Any]) -> str | None:
-    """What libpq has read as something that it cannot be meant to be, such as a piece of a password
-    as the name of the host; None where nothing speaks for that.
+    """What libpq has evidently misread, such as part of a password as the name of the host; None if
+    there is no sign of that.
 
     :param text: from :func:`tidy`.
-    :param settings: what libpq has read, and keywords besides.
+    :param settings: what libpq has read, plus keywords.
     """
     host, port = str(settings.get("host") or ""), str(settings.get("port") or "")
     uri = _URI.match(text)
     if uri is not None and "@" in (uri[2] or ""):
-        return f"it has an @ behind the first /; if that is part of the password, {ENCODE}"
+        return f"it has an @ after the first /; if that is part of the password, {ENCODE}"
     if host.startswith("@") and not (uri and "@@" in uri[1]):
         return "psycopg cannot use abstract sockets (host=@...); give the directory of a socket"
     if "@" in host:
@@ -66,7 +66,7 @@ def fault(text: str, known: Collection[str]) -> str:
     :param known: libpq's keywords.
     """
     if text[:1] in ("'", '"', "`"):
-        return "it begins with a quotation mark; remove those around it"
+        return "it begins with a quotation mark; remove the quotation marks around it"
     uri = _URI.match(text)
     if uri is not None:
         return _fault_of_uri(text, uri, known)
@@ -83,13 +83,13 @@ def fault(text: str, known: Collection[str]) -> str:
 def _fault_of_uri(text: str, uri: re.Match[str], known: Collection[str]) -> str:
     authority, path, query = uri[1], uri[2] or "", uri[3] or ""
     if "@" in path + query:
-        return f"it has an @ behind the host; if that is part of the password, {ENCODE}"
+        return f"it has an @ after the host; if that is part of the password, {ENCODE}"
     if "\0" in text or re.search(r"%(?![0-9A-Fa-f]{2})|%00", text):
         return f"a % in it is not followed by two digits; if that is part of the password, {ENCODE}"
     for pair in query.split("&") if query else ():
         name, equals, value = pair.partition("=")
         if not equals or "=" in value:
-            return "a parameter behind the ? is not of the form name=value"
+            return "a parameter after the ? is not of the form name=value"
         if (name := unquote(name)) not in known and name != "ssl":
             return f"it has {unknown(name, known, 'parameter')}"
     if authority.count("[") != authority.count("]"):
@@ -104,10 +104,10 @@ def _fault_of_pairs(text: str, known: Collection[str]) -> str:
         if not equals:
             return "a value with blanks must be in quotation marks: password='two words'"
         if name not in known:
-            # Perhaps a piece of a password with blanks, unless it is nearly a keyword.
+            # Perhaps part of a password with blanks, unless it nearly matches a keyword.
             if secret and not difflib.get_close_matches(name, known, cutoff=0.75):
                 return (
-                    "it has an unknown keyword behind the password; if that is part of the "
+                    "it has an unknown keyword after the password; if that is part of the "
                     "password, put quotation marks around all of it: password='two words'"
                 )
             return f"it has {unknown(name, known, 'keyword')}"
@@ -116,13 +116,13 @@ def _fault_of_pairs(text: str, known: Collection[str]) -> str:
             return "a quotation mark in it is not closed"
         secret = secret or "password" in name
         at = value.end()
-    return "a value in it holds what libpq does not take"
+    return "a value in it holds something that libpq does not accept"
 
 
 def unknown(name: str, known: Collection[str], what: str) -> str:
-    """Say that libpq has no keyword of that name, and which one may be meant."""
+    """Say that libpq has no keyword of that name, and which one may have been meant."""
     if _NAME.fullmatch(name) is None:
         return f"an unknown {what}"
     near = difflib.get_close_matches(name.lower(), known, 1)
     hint = f"; did you mean {near[0]}?" if near else ""
-    return f"the unknown {what} {name!r}, which libpq does not take{hint}"
+    return f"the unknown {what} {name!r}, which libpq does not accept{hint}"

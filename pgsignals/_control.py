@@ -23,12 +23,12 @@ KEPT = 30.0
 
 
 class Control:
-    """Opened on first use, by whoever needs it.  Its users wait for one another.
+    """Opened on first use, by the thread that needs it.  Its users wait for one another.
 
-    Nobody can interrupt a thread that waits for a server which has gone silent, save somebody
-    else: the reader looks at :meth:`silent_for` and calls :meth:`shutdown`.
+    A thread that waits for a silent server cannot interrupt itself: the reader checks
+    :meth:`silent_for` and calls :meth:`shutdown`.
 
-    :param on_use: called when an answer is awaited from then on.
+    :param on_use: called when a thread begins to wait for an answer.
     """
 
     def __init__(self, database: Database, on_use: Callable[[], None]) -> None:
@@ -50,7 +50,7 @@ class Control:
         """Issue *items*.  Blocks for a round trip, and to connect when there is no connection.
 
         :raises ConnectError: no connection can be made.
-        :raises ConnectionLostError: it ended meanwhile; whether the items count is unknown.
+        :raises ConnectionLostError: it ended meanwhile; the items may or may not have been sent.
         """
 
         def issue(session: Session) -> int:
@@ -95,7 +95,7 @@ class Control:
                 self._drop()
 
     def post(self, items: list[tuple[str, str]]) -> bool:
-        """Leave *items* to a thread beside, in their order; takes no lock and does not block.
+        """Leave *items* to another thread, in order; takes no lock and does not block.
 
         :returns: whether such a thread is needed, to run :meth:`send_posted`.
         """
@@ -110,7 +110,7 @@ class Control:
                     self.notify(self._posted.popleft())
             except Exception as exc:  # noqa: BLE001 - a user's connect= may be in it
                 kind = type(exc).__name__
-                message = "%s: what a finalizer or a signal handler notified is not sent (%s)"
+                message = "%s: a notification from a finalizer or signal handler was not sent (%s)"
                 logger.warning(message, self._database.name, kind)
             finally:
                 self._sending.release()
@@ -121,7 +121,7 @@ class Control:
 
     def _open_session(self) -> Session:
         if (session := self._session) is not None:
-            session.read()  # it may have ended while nobody used it
+            session.read()  # it may have ended while it was not in use
             if not session.ended and not self._doubted:
                 return session
             self._drop()
@@ -151,15 +151,15 @@ class Control:
             session.shutdown()
 
     def doubt(self) -> None:
-        """The listening session has ended: ours may have, too, and without a word."""
+        """The listening session has ended: ours may have ended, too, unnoticed."""
         self._doubted = True
 
     def expires(self) -> float | None:
-        """When it is to be closed for want of use, as ``time.monotonic()``; None without one."""
+        """When to close it if it stays unused, as ``time.monotonic()``; None if not connected."""
         return None if self._session is None else self._used + KEPT
 
     def close_unused(self, now: float) -> None:
-        """Close it when nobody has used it for long."""
+        """Close it when it has not been used for long."""
         if self._lock.acquire(blocking=False):
             try:
                 if self._session is not None and now >= self._used + KEPT:
@@ -168,7 +168,7 @@ class Control:
                 self._lock.release()
 
     def begin_close(self) -> None:
-        """No statement begins any more, and one that waits for its answer fails."""
+        """Let no further statement begin; one that waits for its answer fails."""
         self._closed = True
         if self._lock.locked():
             self.shutdown()
@@ -186,6 +186,6 @@ class Control:
                 self._lock.release()
 
     def forget(self) -> None:
-        """In a forked child: drop the socket without a word to the server."""
+        """In a forked child: drop the socket, sending nothing to the server."""
         if (session := self._session) is not None:
             session.forget()

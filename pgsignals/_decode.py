@@ -1,4 +1,4 @@
-"""What ``decode=`` may be, and the callable that each kind of it becomes.
+"""What ``decode=`` may be, and the callable that each kind becomes.
 
 pydantic is not imported: its models and adapters are known by their methods.
 """
@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
 V = TypeVar("V")
 V_co = TypeVar("V_co", covariant=True)
 
-#: Turns a part of what JSON holds into a value; the text names the part, for an error.
+#: Turns part of what JSON holds into a value; the text names the part, for an error.
 Convert: TypeAlias = Callable[[Any, str], Any]
 
 #: What JSON holds, in words.
@@ -59,8 +59,8 @@ def decoder(decode: Any) -> Callable[[str], Any]:
     A pydantic model or ``TypeAdapter`` stands for its validation of JSON, a dataclass for
     :class:`FromJSON`, and any other callable for itself.
 
-    :raises TypeError: no callable, an alias such as ``list[int]``, or a dataclass with fields that
-        only pydantic can check.
+    :raises TypeError: not a callable, an alias such as ``list[int]``, or a dataclass with fields
+        that only pydantic can check.
     """
     if isinstance(decode, type):
         if hasattr(decode, "model_validate_json"):
@@ -72,11 +72,11 @@ def decoder(decode: Any) -> Callable[[str], Any]:
     elif hasattr(decode, "validate_json"):
         return typing.cast(Adapter[Any], decode).validate_json
     elif typing.get_origin(decode) is not None:
-        raise TypeError(f"decode={decode!r} checks nothing: take pydantic.TypeAdapter({decode!r})")
+        raise TypeError(f"decode={decode!r} checks nothing: use pydantic.TypeAdapter({decode!r})")
     elif not callable(decode):
         raise TypeError(
-            "decode is a callable of the payload, a dataclass, or a model or TypeAdapter of "
-            f"pydantic, not {type(decode).__name__}"
+            "decode must be a callable of the payload, a dataclass, or a pydantic model or "
+            f"TypeAdapter, not {type(decode).__name__}"
         )
     return typing.cast(Callable[[str], Any], decode)
 
@@ -84,7 +84,7 @@ def decoder(decode: Any) -> Callable[[str], Any]:
 class FromJSON:
     """Makes instances of a dataclass from JSON objects, and refuses what does not fit.
 
-    Its errors name fields and types, never what the payload holds.
+    Its errors name fields and types, never the contents of the payload.
 
     :raises TypeError: the type of a field is more than it can check.
     """
@@ -99,7 +99,7 @@ class FromJSON:
     def __call__(self, payload: str) -> Any:
         """The instance.
 
-        :raises ValueError: the payload is no such object.
+        :raises ValueError: the payload does not fit.
         """
         try:
             parsed = json.loads(payload)
@@ -109,7 +109,7 @@ class FromJSON:
 
 
 def _dataclass(cls: type[Any], known: dict[type[Any], Convert]) -> Convert:
-    """:param known: the dataclasses that are on the way, one of which may hold itself."""
+    """:param known: the enclosing dataclasses, as one may contain itself."""
     if cls in known:
         return known[cls]
     fields: dict[str, Convert] = {}
@@ -160,11 +160,11 @@ def _converter(hint: Any, at: str, known: dict[type[Any], Convert]) -> Convert:
         others = [argument for argument in arguments if argument is not types.NoneType]
         if len(others) == 1:
             return _optional(_converter(others[0], at, known))
-    raise TypeError(f"{at}: a dataclass cannot check {hint!r}; take a pydantic model")
+    raise TypeError(f"{at}: a dataclass cannot check {hint!r}; use a pydantic model")
 
 
 def _check(kind: type, value: Any, at: str) -> Any:
-    if type(value) is not kind:  # not isinstance: True is no number
+    if type(value) is not kind:  # not isinstance: True is not a number
         raise ValueError(f"{at} must be {KINDS[kind]}, not {KINDS[type(value)]}")
     return value
 
@@ -177,7 +177,7 @@ def _datetime(value: Any, at: str) -> datetime:
     try:
         return datetime.fromisoformat(value)
     except (TypeError, ValueError):
-        raise ValueError(f"{at} must be a time as in ISO 8601") from None
+        raise ValueError(f"{at} must be an ISO 8601 time") from None
 
 
 def _list(item: Convert) -> Convert:

@@ -1,7 +1,7 @@
 """Sessions with a PostgreSQL server.  The only module that imports psycopg.
 
 psycopg's ``Connection.notifies()`` is not used: it holds the connection's lock while suspended
-(psycopg issue 1310), and its notify handlers decode strictly, so that one bad payload costs its
+(psycopg issue 1310), and its notify handlers decode strictly, so that one bad payload loses its
 neighbours.  libpq's own calls, ``PQconsumeInput`` and ``PQnotifies``, do neither.
 """
 
@@ -51,11 +51,11 @@ Params: TypeAlias = psycopg.abc.Params
 #: of a megabyte comes in one piece, and other connections still get their turn.
 READS = 8
 
-#: Notifications of one read while a flood goes on.  So few are handled before they have left the
+#: Notifications of one read during a flood: few enough to be handled while they are still in the
 #: processor's cache, and before the garbage collector looks at them (at 700 new objects).
 SHARE = 300
 
-#: So many notifications are made one by one; columns are a gain for what libpq holds beyond.
+#: This many notifications are made one by one; columns pay off for what libpq holds beyond that.
 FEW = 16
 
 #: Notifications that are taken from libpq at once: few enough not to set off the garbage
@@ -76,7 +76,7 @@ _PATIENCE = 0.01
 
 _PROBE = PROBE_CHANNEL.encode()
 
-#: What is no text in the client's encoding arrives all the same, and can be sent back as it came.
+#: Bytes that are not text in the client's encoding still arrive, and can be sent back unchanged.
 _BYTES_AS_TEXT = "surrogateescape"
 
 _BAD = pq.ConnStatus.BAD
@@ -92,7 +92,7 @@ _REFUSED = re.compile(
 #: What libpq refuses before it opens anything: see :func:`_resolved`.
 _REFUSED_AT_ONCE = {"sslmode": "none of them", "password": "none"}
 
-# Words of a message that may be a part of a connection string, or of a URL.
+# Words of a message that may be part of a connection string or URL.
 _QUOTED_BACK = re.compile(r"""(?<=invalid port number: )\S+|[^\s'"]*(?:@|=|://)[^\s'"]*""")
 
 _UNRESOLVED = {
@@ -124,7 +124,7 @@ class _Names(dict[bytes, str]):
 
     def __init__(self, encoding: str) -> None:
         self.encoding = encoding
-        self.latest_canary = object()  # another one with every canary
+        self.latest_canary = object()  # replaced with every canary
 
     def __missing__(self, relname: bytes) -> str:
         if relname == _PROBE:  # never cached, so that looking for it costs nothing elsewhere
@@ -183,8 +183,8 @@ class Session:
         self.pgconn = connection.pgconn
         if isinstance(self.pgconn.notify_handler, _Collector):
             raise ConnectionStateError(
-                "the connection is in use by another Database of pgsignals, which would take what "
-                "arrives; close that one first, or open another connection"
+                "the connection is in use by another Database of pgsignals, which would take its "
+                "notifications; close that one first, or open another connection"
             )
         self.name = _place_of(self.pgconn)
         self.check_idle()
@@ -201,9 +201,9 @@ class Session:
         self._on_arrival: weakref.WeakMethod[Callable[[], None]] | None = None
         self._lock = connection.lock
         self._forgotten = False
-        self._doomed = False  # close() has not had the lock: whoever has it closes
+        self._doomed = False  # close() could not get the lock: the thread that holds it closes
         self._socket = _identity(self.pgconn.socket)
-        self._spares: list[int] = []  # at most one, and whoever takes it out owns it
+        self._spares: list[int] = []  # at most one; the thread that takes it out owns it
         self.shared = shared
         if shared:
             self._keep_spare()
@@ -213,7 +213,7 @@ class Session:
         self._client_encoding: bytes | None = None
         self._submitted = False
         self._results: list[Result] = []
-        self.attentive = False  # somebody waits for a sign of life, and each read notes it
+        self.attentive = False  # a caller waits for a sign of life, and each read notes it
         self.heard = False  # when the last read began, the socket had something
         self._previous_handler = self.pgconn.notify_handler
         collector = _Collector(self)
@@ -239,7 +239,7 @@ class Session:
 
     @property
     def closed(self) -> bool:
-        """Whether it has ended, or somebody has closed the connection."""
+        """Whether it has ended, or other code has closed the connection."""
         return self.ended or self.pgconn.status == _BAD
 
     @property
@@ -250,19 +250,19 @@ class Session:
     def share(self) -> None:
         """Others may run statements on it from now on, such as SET client_encoding."""
         self.shared = self._watchful = True
-        if self._lock.acquire(timeout=_PATIENCE):  # else somebody runs one of ours, with a spare
+        if self._lock.acquire(timeout=_PATIENCE):  # else one of ours runs, with a spare
             try:
                 self._keep_spare()
             finally:
                 self._lock.release()
 
     def deliver(self, arrived: deque[Notification], on_arrival: Callable[[], None]) -> None:
-        """Say who gets what comes along with statements that run on the connection.
+        """Say who gets what arrives along with statements that run on the connection.
 
         :param on_arrival: a bound method, held weakly; called when *arrived* was empty, in the
             thread that ran the statement.
         """
-        if self._on_arrival is None:  # what came before somebody asked
+        if self._on_arrival is None:  # what came before this call
             arrived.extend(self._arrived)
         self._arrived = arrived
         self._on_arrival = weakref.WeakMethod(on_arrival)
@@ -274,17 +274,17 @@ class Session:
         self._follow_encoding()
         relname, pid, extra = notify
         self._arrived.append(Notification(self._names[relname], self._text(extra), pid))
-        if relname == _PROBE:  # again, as the hint must not be older than what it tells of
+        if relname == _PROBE:  # again, as the hint must not be older than its canary
             self._names.latest_canary = object()
-        # Asked last: what stood before it may have been taken meanwhile, and ours left behind.
+        # Asked last: what was queued before it may have been taken meanwhile, and ours left behind.
         first = len(self._arrived) == 1
         if first and self._on_arrival and (tell := self._on_arrival()) is not None:
             tell()
 
     def _notice(self, diagnostic: psycopg.errors.Diagnostic) -> None:
-        """Remember why the server ends the session: psycopg tells it nowhere else."""
+        """Remember why the server ends the session: psycopg reports it nowhere else."""
         fatal = diagnostic.severity_nonlocalized in ("FATAL", "PANIC")
-        if fatal or diagnostic.sqlstate == "57P02":  # a crash elsewhere is told as a warning
+        if fatal or diagnostic.sqlstate == "57P02":  # a crash elsewhere comes as a warning
             self._watchful = True
             self.sqlstate = diagnostic.sqlstate
             self.farewell = diagnostic.message_primary or ""
@@ -308,7 +308,7 @@ class Session:
     def _texts(self, raws: Iterable[bytes]) -> list[str]:
         if self._names.encoding == "utf-8":
             with contextlib.suppress(UnicodeDecodeError):
-                return list(map(bytes.decode, raws))  # the fast way, and nearly always the one
+                return list(map(bytes.decode, raws))  # the fast path, nearly always taken
         return [self._text(raw) for raw in raws]
 
     def may_have_canary(self) -> bool:
@@ -327,16 +327,16 @@ class Session:
         self, fresh: list[Notification] | Burst, share: int, reads: int | None = None
     ) -> None:
         """Add to *fresh* what came along with statements, then what the socket has, without
-        waiting: a burst at once, a flood in shares; :attr:`more` tells whether there may be more.
+        waiting: a burst at once, a flood in shares; :attr:`more` says whether there may be more.
 
         :param share: notifications, while a flood goes on.
         :param reads: of the socket; None for :data:`READS`.
 
-        Never raises for a session that ends: :attr:`ended` tells, and the rest is added.
+        Never raises for a session that ends: :attr:`ended` says so, and the rest is added.
         """
         lock = self._lock
         if not lock.acquire(False):
-            self.contended = True  # a thread that runs a statement collects what arrives, and tells
+            self.contended = True  # a thread that runs a statement takes and reports what arrives
             self._take_arrived(fresh)
             return
         self.contended = False
@@ -409,14 +409,14 @@ class Session:
         return not self.ended
 
     def _take_leftovers(self, fresh: list[Notification] | Burst, share: int) -> int:
-        """Take what the last read has left in libpq, and return how many may be read besides."""
+        """Take what the last read has left in libpq, and return how many more may be read."""
         self.more = False
         # An answer must not overtake what came before it.
         room = sys.maxsize if self._submitted else share
         return room - self._take_notifies(fresh, room)[0]
 
     def _take_notifies(self, fresh: list[Notification] | Burst, most: int) -> tuple[int, bool]:
-        """Move what libpq holds to *fresh*, at most so many, and return how many, and whether
+        """Move what libpq holds to *fresh*, at most this many, and return how many, and whether
         there may be more, here or in the socket."""
         notifies, names = self.pgconn.notifies, self._names
         taken = size = 0
@@ -449,7 +449,7 @@ class Session:
     # -- statements of the owner's thread --------------------------------------------------------
 
     def query(self, sql: str, params: Sequence[object] | None = None) -> list[tuple[Any, ...]]:
-        """Run *sql* and return its rows, whatever factories the connection has been given.
+        """Run *sql* and return its rows, regardless of the connection's row and cursor factories.
 
         Blocks for a round trip.
 
@@ -491,14 +491,14 @@ class Session:
         return True
 
     def query_text(self, sql: str) -> list[tuple[Any, ...]]:
-        """As :meth:`query`, with text as ``str`` also where SQL_ASCII is spoken."""
+        """As :meth:`query`, with text as ``str`` even in SQL_ASCII."""
         return [
             tuple(self.text(value) if isinstance(value, bytes) else value for value in row)
             for row in self.query(sql)
         ]
 
     def text(self, value: str | bytes) -> str:
-        """A value of :meth:`query` as text; psycopg leaves bytes where SQL_ASCII is spoken."""
+        """A value of :meth:`query` as text; psycopg leaves bytes in SQL_ASCII."""
         return value if isinstance(value, str) else value.decode("utf-8", "surrogateescape")
 
     @property
@@ -508,7 +508,7 @@ class Session:
         return f"{self.farewell or 'the connection is gone'}{code}"
 
     def channel(self, told: str | bytes) -> str:
-        """A name that :data:`~pgsignals._statements.LISTENING` tells, as notifications have it."""
+        """A name from :data:`~pgsignals._statements.LISTENING`, spelled as in notifications."""
         as_it_is = self.pgconn.parameter_status(b"server_encoding") == b"SQL_ASCII"
         encoding = self._names.encoding if as_it_is else "utf-8"
         return str(bytes.fromhex(self.text(told)), encoding, _BYTES_AS_TEXT)
@@ -543,14 +543,14 @@ class Session:
             self.flush()
 
     def ask(self, sql: str, patience: float, begins: Callable[[], None]) -> bool:
-        """Put the answer to *sql* into :attr:`answers`, on a connection in others' hands: from
-        question to answer nobody else can use it.  Blocks.
+        """Put the answer to *sql* into :attr:`answers`, on a connection shared with other code,
+        which cannot use it from question to answer.  Blocks.
 
-        :param patience: seconds to wait for a statement of others.
+        :param patience: seconds to wait for another's statement.
         :param begins: called before *sql* is sent.
-        :returns: False, and nothing was sent, where a statement or a transaction of others goes on.
+        :returns: False, with nothing sent, while another's statement or transaction goes on.
 
-        Never raises for a session that ends: :attr:`ended` tells.
+        Never raises for a session that ends: :attr:`ended` says so.
         """
         if not self._lock.acquire(timeout=patience):
             return False
@@ -574,7 +574,7 @@ class Session:
         return not (self.in_transaction or pipeline)
 
     def flush(self) -> None:
-        """Send what the socket did not take at once; :attr:`unsent` tells if there is more."""
+        """Send what the socket did not take at once; :attr:`unsent` says if there is more."""
         try:
             self.unsent = self.pgconn.flush() == 1
         except psycopg.OperationalError as exc:
@@ -615,23 +615,23 @@ class Session:
     def fileno(self) -> int:
         """The socket's file number.
 
-        :raises ClosedError: there is none any more.
+        :raises ClosedError: there is none left.
         """
         try:
             return self.pgconn.socket
         except psycopg.OperationalError:
             pass
-        raise ClosedError(f"the session with {self.name} has ended; it has no socket any more")
+        raise ClosedError(f"the session with {self.name} has ended and no longer has a socket")
 
     @property
     def in_use(self) -> bool:
         """Whether a thread runs a statement on it, or reads."""
         return self._lock.locked()
 
-    # libpq closes the socket whenever it finds it broken, and the number is soon a stranger's.  So
-    # a number is asked of libpq under the lock, or is a spare, a duplicate that is ours.  A spare
-    # is only kept while somebody else can hold the lock for long: a manager may have thousands of
-    # sessions, and no process has so many file numbers to spare.
+    # libpq closes the socket whenever it finds it broken, and its number is soon reused.  So the
+    # number is either asked of libpq under the lock, or is a spare, a duplicate that is ours.  A
+    # spare is only kept while other code can hold the lock for long: a manager may have thousands
+    # of sessions, and no process has that many file numbers to spare.
 
     def _keep_spare(self) -> int | None:
         """Have a duplicate of the socket from now on; called with the lock held."""
@@ -649,8 +649,8 @@ class Session:
             self._close_copy(self._spares.pop())
 
     def _close_copy(self, number: int) -> None:
-        # In a forked child, which may have closed all that it inherited, a number of ours may be
-        # a stranger's, too.
+        # In a forked child, which may have closed all that it inherited, our number may have been
+        # reused, too.
         with contextlib.suppress(OSError):
             if _identity(number) == self._socket:
                 os.close(number)
@@ -671,7 +671,7 @@ class Session:
 
     def _own_number(self) -> int | None:
         """A number of the socket that is the caller's to close, or None."""
-        for _ in range(100):  # who has the lock and no spare, only reads or makes one
+        for _ in range(100):  # a thread with the lock and no spare only reads or makes one
             if self._lock.acquire(blocking=False):
                 try:
                     return os.dup(self.pgconn.socket)
@@ -692,10 +692,10 @@ class Session:
     def close(self) -> None:
         """End the session, from any thread; a statement that runs on it fails.
 
-        No thread may enter libpq while another one is inside.  Where that does not come out, such
-        as a suspended generator of psycopg's, the socket is shut down, so that the session has
-        ended for the server and for us; libpq's memory and file number are given back by our own
-        code when it comes out, or by the collector when nobody has the connection any more.
+        No thread may enter libpq while another one is inside.  If that one does not leave, such as
+        a suspended generator of psycopg's, the socket is shut down, so that the session has ended
+        for the server and for us; libpq's memory and file number are released by our own code when
+        it leaves, or by the collector once nothing references the connection.
         """
         self._close(within=1.0)
 
@@ -722,26 +722,26 @@ class Session:
             lock.release()
 
     def release(self) -> None:
-        """Give a connection back to its owner as it was."""
+        """Return a connection to its owner as it was."""
         self.leave()
         self.pgconn.notify_handler = self._previous_handler
         with contextlib.suppress(ValueError):  # its owner has taken it away
             self.connection.remove_notice_handler(self._notice_handler)
 
     def forget(self) -> None:
-        """In a forked child: drop the socket without a word to the server."""
+        """In a forked child: drop the socket, sending nothing to the server."""
         if self._forgotten:
             return
         self.ended = self._forgotten = True
         _orphans.append(self.connection)
-        self.connection._pool = None  # psycopg warns of open connections, save those of a pool
+        self.connection._pool = None  # psycopg warns of open connections, except those of a pool
         self._drop_spare()
         with contextlib.suppress(psycopg.OperationalError):
             self._close_copy(self.pgconn.socket)
 
 
 def _identity(number: int) -> tuple[int, int]:
-    """What tells a socket from every other one, whatever numbers they have."""
+    """What distinguishes a socket from every other one, whatever their numbers."""
     status = os.fstat(number)
     return status.st_dev, status.st_ino
 
@@ -780,7 +780,7 @@ def call_connect(connect: Callable[[], object], name: str, *, logged: bool) -> C
     What *connect* raises may hold a secret in its text, such as a token in a URL.
 
     :param name: of the database, for errors.
-    :param logged: whether the reason goes further than to the caller of our API.
+    :param logged: whether the reason goes anywhere besides the caller of our API.
     :raises ConnectError: with a reason that is ours, libpq's or the system's.
     :raises TypeError: it returned something else.
     """
@@ -846,7 +846,7 @@ def describe(conninfo: str, params: Mapping[str, Any]) -> str:
     except ConnectError:
         return "(unreadable conninfo)"
     found = _resolved(settings)
-    if "port" not in found:  # libpq knows of none, which opening it will say
+    if "port" not in found:  # an unknown service, which opening it will report
         return f"service={settings.get('service') or os.environ.get('PGSERVICE')}"
     host = found.get("host") or found.get("hostaddr") or found["default host"]
     return _place(host, found["port"], found.get("dbname") or found.get("user", ""))
@@ -877,8 +877,8 @@ def redirected(conninfo: str, port: int) -> str:
 
 
 def _resolved(settings: Mapping[str, Any]) -> dict[str, str]:
-    """What libpq makes of *settings*, with its service file, variables and defaults: it tells so of
-    an attempt that it has refused before anything was opened.  Empty for an unknown service;
+    """What libpq makes of *settings*, with its service file, variables and defaults: it shows that
+    for an attempt that it refuses before anything is opened.  Empty for an unknown service;
     "default host" is where it looks for a server if nothing names a host."""
     conninfo = psycopg.conninfo.make_conninfo("", **{**settings, **_REFUSED_AT_ONCE})
     pgconn = pq.PGconn.connect_start(conninfo.encode())
@@ -926,7 +926,7 @@ def _parse(conninfo: str, params: Mapping[str, Any]) -> dict[str, Any]:
             return dict(merged)
     else:
         known = {option.keyword.decode() for option in pq.Conninfo.get_defaults()}
-        reason = "the value of a keyword holds what libpq does not take"
+        reason = "the value of a keyword holds something that libpq does not accept"
         if readable is None:
             reason = _conninfo.fault(text, known)
         elif strange := sorted(libpq.keys() - known):
@@ -985,7 +985,7 @@ def _spoken(connection: Connection) -> Connection:
 
 
 def _share(settings: Mapping[str, Any], within: float) -> int:
-    """What each host may have of the seconds *within*, or less when the user wants less."""
+    """Each host's share of the seconds *within*, or less when the user asks for less."""
     hosts = str(settings.get("hostaddr") or settings.get("host") or "").count(",") + 1
     share = max(2, int(within / hosts))  # libpq takes whole seconds, and less than 2 as 2
     try:
@@ -1003,16 +1003,16 @@ def _no_conversion(name: str, encoding: str) -> EncodingError:
 
 
 def versions() -> tuple[str, str]:
-    """Of psycopg and of the libpq that it uses."""
+    """The versions of psycopg and of the libpq that it uses."""
     major, minor = divmod(pq.version(), 10_000)
     return psycopg.__version__, f"{major}.{minor}"
 
 
 def needs_care(error: Exception) -> bool:
-    """Whether to try again soon would only fail again, and perhaps lock an account.
+    """Whether trying again soon would only fail again, and might lock an account.
 
-    libpq gives no SQLSTATE for a refused connection; a server that speaks another language than
-    English is tried again as after any other failure.
+    libpq gives no SQLSTATE for a refused connection; a server that answers in another language
+    than English is tried again as after any other failure.
     """
     return isinstance(error, ConnectError) and _REFUSED.search(str(error)) is not None
 

@@ -21,8 +21,8 @@ if hasattr(os, "register_at_fork"):
 
 
 class ForkLock:
-    """A reentrant lock that nobody holds in a forked child, whose other threads are gone: those of
-    the parent may have had it when it forked."""
+    """A reentrant lock that is always free in a forked child: a thread of the parent, which does
+    not exist in the child, may have held it during the fork."""
 
     __slots__ = ("_birth", "_lock")
 
@@ -59,8 +59,8 @@ class Birth:
 
     @property
     def known_elsewhere(self) -> bool:
-        """As :attr:`elsewhere`, as far as Python's hooks tell: to be asked for each notification,
-        where a system call would be dear."""
+        """As :attr:`elsewhere`, but only by Python's hooks: cheap enough to ask for each
+        notification, where a system call would be expensive."""
         return self._generation != _generation
 
     def check(self, what: str) -> None:

@@ -1,7 +1,7 @@
 """What a handler is: its types, those of the decorators that take it, and what is refused.
 
 A handler is called as ``handler(database, *, notification)``, and so on.  It may have more
-parameters, if they have defaults; what it calls its first one does not matter.
+parameters if they have defaults; the name of its first one does not matter.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Handler(Protocol):
 
 
 class BatchHandler(Protocol):
-    """Takes what is there at once: ``batch=True``."""
+    """Takes everything that is waiting at once: ``batch=True``."""
 
     def __call__(self, database: Database, /, *, notifications: list[Notification]) -> object: ...
 
@@ -66,7 +66,7 @@ class ValueHandler(Protocol[V_contra, P, R_co]):
 
 
 class ValuesHandler(Protocol[V, P, R_co]):
-    """Takes what is there at once and the decoded values, and has the signature P and R."""
+    """Takes a batch and its decoded values, and has the signature P and R."""
 
     @overload
     def __call__(
@@ -281,15 +281,15 @@ def describe(handler: object) -> str:
 def check_signature(handler: Any, keywords: tuple[str, ...], sender: str = "db") -> None:
     """Refuse what cannot be called as ``handler(sender, **keywords)``.
 
-    What has no signature, as some that are written in C, passes.
+    Anything without a signature, such as some callables written in C, passes.
 
-    :raises TypeError: shows how a handler looks, and what is missing or too many.
+    :raises TypeError: shows what a handler looks like, and which parameters are wrong.
     """
     if not callable(handler):
-        raise TypeError(f"a handler is callable, not {type(handler).__name__}")
+        raise TypeError(f"a handler must be callable, not {type(handler).__name__}")
     called = handler.__func__ if isinstance(handler, staticmethod) else handler
     try:
-        # Of a wrapper itself: it may give to what it wraps more than it is given, or less.
+        # The wrapper's own: it may pass on more than it is given, or less.
         signature = inspect.signature(called, follow_wrapped=False)
     except Exception:  # noqa: BLE001 - a signature may be an attribute of the user's
         return
@@ -336,7 +336,7 @@ def _needed(parameters: list[Parameter], keywords: tuple[str, ...]) -> list[str]
 def _problems(
     parameters: list[Parameter], keywords: tuple[str, ...], sender: str, needed: list[str]
 ) -> list[str]:
-    """Why a function with *parameters* cannot be called."""
+    """Why a function with *parameters* cannot be called as a handler."""
     problems = []
     first = parameters[0] if parameters and parameters[0].kind in _POSITIONAL else None
     kinds = {one.kind for one in parameters}
@@ -366,8 +366,8 @@ def refuse_coroutine_function(handler: Any) -> None:
 
 
 def refuse_result(result: object) -> None:
-    """Refuse what a call of a handler has returned, if its work is still to be done: it is
-    closed or cancelled.
+    """Refuse what a handler has returned if the work in it has yet to run; it is closed or
+    cancelled.
 
     :raises TypeError: it is an awaitable or a generator.
     """
@@ -378,8 +378,8 @@ def refuse_result(result: object) -> None:
         with contextlib.suppress(BaseException):
             _close(result)
         raise TypeError(
-            f"the call returned a {kind.replace('_', ' ')}, of which nothing has run; "
-            "a handler has no yield"
+            f"the call returned a {kind.replace('_', ' ')}, none of which has run; "
+            "a handler must not yield"
         )
     if inspect.isawaitable(result):
         with contextlib.suppress(BaseException):

@@ -32,12 +32,12 @@ logger = Log("pgsignals.reactor")
 #: How long a call waits for LISTENs that were asked for before it, in seconds.
 ACKNOWLEDGED_WITHIN = 10.0
 
-#: How long a stop waits, over all databases, for threads that use a connection to let go of it
+#: How long a stop waits, over all databases, for threads that use a connection to release it
 #: once it has been shut down, and then for the workers to end, in seconds.
 CLOSED_WITHIN = 1.0
 WORKERS_WITHIN = 1.0
 
-#: What a program that ends leaves a reactor to drain in, in seconds.
+#: How long a reactor may drain when the program ends, in seconds.
 AT_EXIT = 1.0
 
 
@@ -73,9 +73,9 @@ class Owner(Protocol):
 class Life:
     """See the module.  A reactor begins another one with each start.
 
-    A finalizer, an OS signal handler or a logging handler may ask anything of it in the middle
-    of our own code: so whoever asks takes no lock, leaves word for the reader and wakes it, and
-    waits only if :func:`~pgsignals._reentry.reentered` allows it.
+    A finalizer, an OS signal handler or a logging handler may call it in the middle of our own
+    code: so a caller takes no lock, leaves a command for the reader and wakes it, and waits only
+    if :func:`~pgsignals._reentry.reentered` allows it.
     """
 
     def __init__(self, reactor: Owner, plan: Plan) -> None:
@@ -97,7 +97,7 @@ class Life:
         self.running = False
         self.over = False  # the sessions are closed; a new life may begin
         self._clean = True
-        self._deadlines: list[float] = []  # of all who have asked to stop; the earliest counts
+        self._deadlines: list[float] = []  # one per request to stop; the earliest counts
         self._asked_to_stop = False
         self._birth = Birth()
         self._idle_waits = False
@@ -105,7 +105,7 @@ class Life:
         self._served: list[tuple[Database, _Service]] = []
         self._when_over: deque[Callable[[], None]] = deque()
         self._waits: dict[int, Life] = {}  # threads of ours, and the life whose end each waits for
-        self._claim = threading.Lock()  # on what follows from being born: whoever has it goes on
+        self._claim = threading.Lock()  # held by the one that carries the life on from here
         self._begun = threading.Event()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._live, name=f"{name}-reader", daemon=True)
@@ -121,7 +121,7 @@ class Life:
         """See :meth:`Reactor.start`."""
         try:
             self._start()
-        except BaseException:  # KeyboardInterrupt, too: nothing of ours may stay behind
+        except BaseException:  # KeyboardInterrupt, too: we must leave nothing behind
             self.abandon()
             raise
         finally:
@@ -144,7 +144,7 @@ class Life:
             raise error or ClosedError("the reactor was stopped while it started")
 
     def abandon(self) -> None:
-        """Roll back a start, however far it has come."""
+        """Roll back a start, however far it got."""
         self._deadlines.append(time.monotonic())
         self.reader.stop()
         if self._claim.acquire(blocking=False):  # the reader has not begun, and will not
@@ -226,7 +226,7 @@ class Life:
         self._call_when_over()
 
     def forget(self) -> None:
-        """In a forked child: drop the sockets without a word to the server."""
+        """In a forked child: drop the sockets, sending nothing to the server."""
         self.workers.forget()
         self.reader.forget()
 
@@ -247,8 +247,8 @@ class Life:
             self._be_over()
 
     def _step(self, run: Callable[[], None]) -> None:
-        """Run a part of this life; what it raises is a bug of ours, and keeps nothing else from
-        being given back."""
+        """Run a part of this life; anything it raises is a bug of ours, and the rest is still
+        released."""
         try:
             run()
         except BaseException as exc:
@@ -298,7 +298,7 @@ class Life:
         for database, service in self._served:
             database.take_back(service)
 
-    # -- what links tell (Events); on the reader's thread ----------------------------------------
+    # -- what links report (Events); on the reader's thread --------------------------------------
 
     def wanted(self, link: Link) -> set[str]:
         self.workers.forget_plans(link)
@@ -324,7 +324,7 @@ class Life:
 
     def idle(self) -> None:
         if self._idle_waits:
-            return  # the workers are busy; a heap of idle events helps nobody
+            return  # the workers are busy; a pile of idle events would be useless
         self._idle_waits = True
 
         def tell() -> None:
@@ -355,9 +355,9 @@ class Life:
     def wait_settled(self, links: list[Link]) -> None:
         """Wait until what has been requested is acknowledged by *links*."""
         if reentered():
-            return  # the reader sees to it
-        # Under "block" the reader may wait for the very handler that calls: then nobody can
-        # acknowledge anything before it returns.
+            return  # the reader takes care of it
+        # Under "block" the reader may wait for the very handler that calls: then nothing can be
+        # acknowledged before it returns.
         in_handler = current_worker(self.workers) is not None
         self.reader.wait_settled(
             links, self.reader.requests, ACKNOWLEDGED_WITHIN, in_handler=in_handler
@@ -366,7 +366,7 @@ class Life:
     def notify(self, database: Database, items: list[tuple[str, str]]) -> int:
         """See :meth:`Reactor.notify`."""
         link = self.link_of(database)
-        if reentered():  # nothing may block here, perhaps not even a transaction be touched
+        if reentered():  # nothing may block here, and even a transaction may be off limits
             if items and link.control.post(items):
                 self.reader.spawn("notify", link.control.send_posted, lambda _: None)
             return len(items)
@@ -402,8 +402,8 @@ class _Service:
     def own_session(self) -> Session:
         if reentered():
             raise ConnectionStateError(
-                "a statement of a finalizer that has interrupted one of the session of "
-                f"{self._link.database.name}; use a Database of its own"
+                "a statement from a finalizer that interrupted another statement on the session of "
+                f"{self._link.database.name}; give it a Database of its own"
             )
         return own_session(self._life.workers, self._link.database, self._link.losses)
 
@@ -415,8 +415,8 @@ _exiting = False
 
 
 def _stop_all() -> None:
-    """A daemon thread that meets the end of the interpreter dies where it stands; this lets the
-    sessions be closed before.  (A thread that is no daemon would keep the interpreter alive:
+    """A daemon thread dies wherever it is when the interpreter ends; this closes the sessions
+    before that.  (A thread that is no daemon would keep the interpreter alive:
     it is joined before atexit runs.)"""
     global _exiting
     _exiting = True

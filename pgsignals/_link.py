@@ -1,8 +1,8 @@
-"""A link: one database under a reactor's care, over as many sessions as it takes.
+"""A link: one database that a reactor watches, over as many sessions as it takes.
 
 Everything here runs on the reader's thread and never blocks: statements are sent and their
 answers taken up when they come, against deadlines that the reader keeps.  What could block
-(connecting, the control connection) is handed to threads beside it.
+(connecting, the control connection) is handed to other threads.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ CONNECT_LIMIT = 15.0
 #: Seconds for an attempt to connect, however rare the probes are.
 LONGEST_CONNECT = 600.0
 
-#: Threads of one kind that may hang for one database: a second one, as the first may do so
-#: alone; and how often to look whether one of another reactor's life has returned, in seconds.
+#: Threads of one kind that may hang for one database: two, as the first may be the only one that
+#: hangs; and how often to look whether one of another reactor's life has returned, in seconds.
 HANGING = 2
 LOOK_AT_HANGING = 1.0
 
@@ -74,8 +74,8 @@ UNSENT = 0.02
 #: A round trip of the setup has this long where probing is off.
 SETUP_LIMIT = 15.0
 
-#: How long a statement of ours waits for one of others on a connection in their hands, and how
-#: soon it tries again after that, in seconds.
+#: How long a statement of ours waits for another's on a shared connection, and how soon it tries
+#: again after that, in seconds.
 OTHERS_PATIENCE = 1.0
 OTHERS_REST = 0.1
 
@@ -121,7 +121,7 @@ class Settings:
 
 
 class Events(Protocol):
-    """Who is told of what happens to a link, and says what it is to listen to."""
+    """Receives what happens to a link, and says what it should listen to."""
 
     def wanted(self, link: Link) -> set[str]: ...
     def connected(self, link: Link, resumed: bool) -> None: ...
@@ -161,13 +161,13 @@ class _Question:
     then: Callable[[list[Result]], None]
     """Is given the answer."""
     refused: Callable[[Result], None] | None
-    """Is given an error for good; None to give the session up, as for any other error."""
+    """Is given a permanent error; None to give the session up, as for any other error."""
     share: float
     """Of the time that a server has for an answer."""
 
 
 class Link:
-    """One database under a reader's care; the reader's thread runs its methods.
+    """One database that a reader watches; the reader's thread runs its methods.
 
     It is what the reader's :class:`~pgsignals.NotificationManager` watches.
     """
@@ -191,7 +191,7 @@ class Link:
         self.queue_usage: float | None = None
         self.last_error: str | None = None
         self.dropped_early: Drops | None = None  # before what was drained last
-        self.notifies_later = False  # a handler has, in a transaction whose commit nobody sees
+        self.notifies_later = False  # a handler has, in a transaction whose commit we do not see
         self._reader = reader
         self._settings = settings
         self._told_hanging: set[str] = set()
@@ -200,7 +200,7 @@ class Link:
         self._sessions = 0
         self._up_since = 0.0
         self._active: set[str] = set()
-        self._foreign: set[str] = set()  # channels that somebody else made our session listen to
+        self._foreign: set[str] = set()  # channels that other code made our session listen to
         self._proof = Proof(now_utc())
         self.proven_since = self._proof.since  # what was committed before has been delivered
         self._missed_since: datetime | None = None
@@ -300,7 +300,7 @@ class Link:
         return burst
 
     def _collected_more(self) -> None:
-        """Whoever owns a wrapped connection has run a statement on it, against our advice."""
+        """The owner of a wrapped connection has run a statement on it, against our advice."""
         self._reader.look_at(self)
 
     def _control_used(self) -> None:
@@ -322,7 +322,7 @@ class Link:
         self.state = after(self.state, event)
 
     def guarded(self, run: Callable[[], None]) -> None:
-        """Run a step of this link; what it raises costs this link's session, and no other link."""
+        """Run a step of this link; an exception costs this link's session, and no other link's."""
         try:
             run()
         except Exception as exc:  # noqa: BLE001 - see above
@@ -334,7 +334,7 @@ class Link:
     def _spawn(
         self, what: str, run: Callable[[], None], failed: Callable[[Exception], None]
     ) -> None:
-        """Run what may hang for ever in a user's ``connect=`` on a thread beside the reader."""
+        """Run what may hang for ever in a user's ``connect=`` on a thread besides the reader."""
         self._told_hanging.discard(what)
         errands, this = self.database.errands.setdefault(what, set()), object()
         errands.add(this)
@@ -353,7 +353,7 @@ class Link:
         self._reader.spawn(what, errand, none)
 
     def _hang(self, what: str) -> bool:
-        """Whether so many threads of a kind hang that another one would only join them; says so
+        """Whether so many threads of a kind hang that another one would only hang, too; says so
         once."""
         if len(self.database.errands.get(what, ())) < HANGING:
             return False
@@ -361,7 +361,7 @@ class Link:
             self._told_hanging.add(what)
             self.last_error = (
                 f"{HANGING} threads hang in connect= or in libpq ({what}); "
-                "no other one is started until one of them returns"
+                "no more are started until one of them returns"
             )
             logger.warning("%s: %s", self.database.name, self.last_error)
         return True
@@ -415,7 +415,7 @@ class Link:
 
     @property
     def _connect_limit(self) -> float:
-        """An attempt that takes longer has failed, whatever keeps it."""
+        """An attempt that takes longer has failed, whatever the cause."""
         interval = self._settings.probe_interval
         if interval is None:
             return CONNECT_LIMIT
@@ -432,7 +432,7 @@ class Link:
             self.adopt(session)
 
     def borrow(self, session: Session) -> None:
-        """Begin with a session that is its owner's."""
+        """Begin with a session that belongs to its owner."""
         self.lent = self._borrowed = True
         self.adopt(session)
 
@@ -485,7 +485,7 @@ class Link:
         )
 
     def _bare(self, text: str) -> str:
-        """*text* without the name of this database, which stands in the log before it."""
+        """*text* without the name of this database, which precedes it in the log."""
         return text.removeprefix(f"{self.database.name}: ")
 
     def fail(self, reason: Reason, why: str) -> None:
@@ -621,8 +621,8 @@ class Link:
         self._spawn("statement", run, lambda _: asked(False))
 
     def _wait_for_others(self, now: float) -> None:
-        """Others run a statement, or are in a transaction: nothing can be asked, and nothing
-        arrives until that has ended."""
+        """Other code runs a statement, or is in a transaction: nothing can be asked, and nothing
+        arrives, until that has ended."""
         since = self._in_others_hands = self._in_others_hands or self._asked
         self._again_at = now + OTHERS_REST
         if now - since < self._connect_limit or self._told_of_others:
@@ -670,7 +670,7 @@ class Link:
         """Say once what the server refuses."""
         if self._refused:
             text = "; ".join(f"{what}: {why}" for what, why in self._refused.items())
-            self.last_error = f"goes on without what the server refuses: {text}"
+            self.last_error = f"continuing without what the server refuses: {text}"
             if self._refused.keys() != self._told_refused:
                 logger.warning("%s: %s", self.database.name, self.last_error)
         self._told_refused = frozenset(self._refused)
@@ -724,7 +724,7 @@ class Link:
         self._guard()
 
     def _guard(self) -> None:
-        if self._behind_pooler:  # a SET would outlive us there, on somebody else's session
+        if self._behind_pooler:  # a SET would outlive us there, on another client's session
             self._try_probe()
             return
         # Under "block" we may not read for long, and lose nothing.
@@ -789,7 +789,7 @@ class Link:
         self._submit(round_trip({part}), taken, refused=refused)
 
     def _begin_listening(self) -> None:
-        # Before the LISTEN, not after: a commit between the two would be missed by nobody's fault.
+        # Before the LISTEN, not after: a commit between the two would be missed unreported.
         self._proof = Proof(now_utc())
         self._tell_refused()
         self.reconcile()
@@ -866,7 +866,7 @@ class Link:
             session.deliver(self._collected, self._collected_more)
         if self._behind_pooler:
             logger.warning(
-                "%s: a pooler stands before the server; it lets notifications through, so it "
+                "%s: a pooler is in front of the server; it lets notifications through, so it "
                 "pools sessions, each of which this listener keeps for itself",
                 self.database.name,
             )
@@ -1014,13 +1014,13 @@ class Link:
                 self._spawn("queue", run, lambda _: None)
 
     def _heard(self, results: list[Result]) -> set[str]:
-        """The channels that the server has told on the session."""
+        """The channels that the server names for the session."""
         session = self.session
         rows = results[0].rows if results else []
         return {session.channel(row[0]) for row in rows} if session else set()
 
     def _mend(self, results: list[Result]) -> None:
-        """Somebody has changed what our session listens to."""
+        """Other code has changed what our session listens to."""
         listening = self._heard(results)
         missing = self._active - listening
         self._foreign = listening - self._active
@@ -1030,7 +1030,7 @@ class Link:
             return
         since = self._proof.since
         logger.warning(
-            "%s: %d registrations were taken away, and are made again",
+            "%s: %d LISTEN registrations were removed on our session; making them again",
             self.database.name,
             len(missing),
         )
@@ -1093,7 +1093,7 @@ class Link:
         if error is None:
             self._canary_trouble = None
             self._committed = time.monotonic()
-            # An idle half of the time: a round trip at once would fetch it from under a pooler.
+            # Idle for half of the time: a round trip at once would make a pooler deliver it.
             self._canary_by = self._committed + self._settings.probe_timeout / 2
             return
         self._canary_asked = None
@@ -1112,8 +1112,8 @@ class Link:
         if self._behind_pooler:  # which may well swallow notifications: say so, not "listening"
             if self._reader.starting:
                 self.error = self.error or PoolerError(
-                    f"{self.database.name}: a pooler stands before the server, and whether "
-                    f"notifications come through it cannot be tried: {why}"
+                    f"{self.database.name}: a pooler is in front of the server, and whether it "
+                    f"lets notifications through cannot be tested: {why}"
                 )
             self.fail("deaf", f"behind a pooler, {self.last_error}")
             return
@@ -1151,7 +1151,7 @@ class Link:
         if self._behind_pooler and self._reader.starting:
             self.error = self.error or PoolerError(
                 f"{self.database.name}: LISTEN succeeds, but nothing arrives: a pooler in "
-                "transaction or statement mode stands before the server; connect to the server "
+                "transaction or statement mode is in front of the server; connect to the server "
                 "itself, or to a pool in session mode"
             )
         self.fail("deaf", "it answers, but a canary did not arrive in time")
@@ -1159,7 +1159,7 @@ class Link:
     # -- the end ---------------------------------------------------------------------------------
 
     def fetch_own(self) -> bool:
-        """Have the server send what we have notified, which it does before it answers.
+        """Make the server send what we have notified, which it does before it answers.
 
         :returns: whether that answer is awaited.
         """
@@ -1176,15 +1176,15 @@ class Link:
         self.fetch_own()
 
     def _afterwards(self, run: Callable[[], None]) -> None:
-        """Go on with *run*, instead of what was meant to, when the statement is answered."""
+        """Go on with *run*, instead of the intended callback, when the statement is answered."""
         if self._question is not None:
             self._question.then = lambda _: run()
             self._question.refused = None
 
     def stop(self, *, give_back: bool = False, wait: bool = True) -> None:
-        """Close the session, or leave it to its owner.
+        """Close the session, or return it to its owner.
 
-        :param wait: for others' threads to come out of it.
+        :param wait: for other threads to leave it.
         """
         self._attempt += 1
         self.happen(Event.STOP)
@@ -1198,7 +1198,7 @@ class Link:
 
     def give_back(self) -> None:
         """Take our LISTENs and settings off a session that is its owner's."""
-        if self.lent:  # we do not know yet what is its owner's, and have not touched it
+        if self.lent:  # we do not know yet what its owner had set, and have changed nothing
             self._afterwards(lambda: None)
         elif self._question is None:
             ours = sorted((self._active | self._target()) - self.kept)

@@ -1,7 +1,7 @@
 """The thread that owns every listening socket.
 
 It reads, LISTENs and probes, never blocks on a socket, and never runs users' code: whatever could
-block happens on threads beside it.
+block runs on other threads.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ logger = Log("pgsignals.reactor")
 #: on a session that is given back, in seconds.
 LAST_ANSWERS = 1.0
 
-#: How soon to try again then to send what waits for a statement of others, in seconds.
+#: How soon to retry, at the end, what waits for another's statement, in seconds.
 LAST_TRIES = 0.1
-#: How long the end waits, over all sessions, for others' threads to come out of them, in seconds.
+#: How long the end waits, over all sessions, for other threads to leave them, in seconds.
 LET_GO = 1.0
 
 #: Seconds between two looks for slow handlers.
@@ -57,7 +57,7 @@ class Reader:
         self.starting = True
         self.stopping = False
         self.requests = self.requests_seen = 0
-        self.disturbed = True  # something has happened since it was last seen what is due
+        self.disturbed = True  # something has happened since due work was last looked up
         self.links = [Link(database, self, settings) for database in databases]
         self._backlog = backlog
         backlog.on_wait = self.settled
@@ -82,7 +82,7 @@ class Reader:
             self._obey()
 
     def request(self) -> int:
-        """What is wanted has changed: the number to wait for.  Takes no lock."""
+        """The wanted channels have changed; return the request to wait for.  Takes no lock."""
         self.requests += 1
         self._disturb()
         return self.requests
@@ -90,7 +90,7 @@ class Reader:
     def wait_settled(
         self, links: Collection[Link], request: int, seconds: float, *, in_handler: bool
     ) -> None:
-        """Wait until *links* have acknowledged *request*, save those that are not connected.
+        """Wait until *links* have acknowledged *request*, except those that are not connected.
 
         :param in_handler: do not wait for a reader that waits for handlers.
         """
@@ -104,7 +104,7 @@ class Reader:
             with self._changed:
                 in_time = self._changed.wait_for(settled, seconds)
             if not in_time:
-                logger.warning("a LISTEN was not acknowledged within %.0f s; it goes on", seconds)
+                logger.warning("a LISTEN was not acknowledged within %.0f s; continuing", seconds)
 
     def wait_started(self) -> Exception | None:
         """Wait until every link listens, and return None, or the error that keeps one from it."""
@@ -115,12 +115,12 @@ class Reader:
     def spawn(
         self, what: str, run: Callable[[], None], failed: Callable[[Exception], None]
     ) -> None:
-        """Run what may block on a thread of its own; *failed* is told when none can be had."""
+        """Run what may block on a thread of its own; *failed* is called if none can be started."""
         name = f"{self._settings.name}-{what}"
         try:
             threading.Thread(target=run, name=name, daemon=True).start()
         except RuntimeError as exc:
-            error = ConnectError(f"no thread can be started ({exc}); raise the limit of processes")
+            error = ConnectError(f"no thread can be started ({exc}); raise the process limit")
             self.command(lambda: failed(error))
 
     def settled(self) -> None:
@@ -135,7 +135,7 @@ class Reader:
         self._disturb()
 
     def look_by(self, at: float) -> None:
-        """See what is due, at *at* of ``time.monotonic()`` at the latest."""
+        """Look up what is due no later than *at*, as ``time.monotonic()``."""
         self.disturbed = True
         if at < self._due:
             self._manager.interrupt()
@@ -177,14 +177,14 @@ class Reader:
         if self.disturbed or now >= self._due:
             self.disturbed = False
             self._due = self._see_to_what_is_due(now)
-        # Disturbed meanwhile: what is due may be due sooner.
+        # Disturbed meanwhile: something may be due sooner.
         self._manager.collect(0.0 if self.disturbed else max(self._due - now, 0.0))
         # Not when it returned: where the whole program has stood still, it returns without a look.
         self._looked = now
         self._deliver()
 
     def _see_to_what_is_due(self, now: float) -> float:
-        """Do it, and say when there will be more of it."""
+        """Do what is due, and say when more will be."""
         self._obey()
         if self.requests_seen != self.requests:
             self.requests_seen = self.requests
@@ -239,9 +239,9 @@ class Reader:
             self.stopping = True
 
     def finish(self, give_back: Collection[Database], deadline: Callable[[], float | None]) -> None:
-        """Queue what is there, and close every session save those to be given back.
+        """Queue what is there, and close every session except those to be given back.
 
-        :param deadline: as of :meth:`Backlog.join`; giving back does not keep to it.
+        :param deadline: as in :meth:`Backlog.join`; giving back does not keep to it.
         """
         self._manager.collect(0)
         self._deliver()
@@ -280,10 +280,10 @@ class Reader:
             self._deliver()
         if unanswered and by == last:
             told = ", ".join(unanswered)
-            logger.warning("stop: what was notified may not have arrived yet from %s", told)
+            logger.warning("stop: some of our own notifications may not have arrived from %s", told)
 
     def forget(self) -> None:
-        """In a forked child: drop the sockets without a word to the server."""
+        """In a forked child: drop the sockets, sending nothing to the server."""
         for link in self.links:
             link.control.forget()
             if link.session is not None:

@@ -1,11 +1,11 @@
-"""Whether a call comes from the middle of our own code, where nobody may wait for us.
+"""Whether a call comes from the middle of our own code, where waiting for us could deadlock.
 
 The garbage collector runs finalizers (``__del__``, ``weakref.finalize``, weak callbacks) in any
 thread at nearly any point, and OS signal handlers run in the main thread, at any point, too.
-Either may find the thread with one of our locks in its hands, or be run by the reader itself, and
-then call us.  The call must not wait for another thread of ours, which may need that lock.  To
-note each lock taken would cost every notification; the stack knows as much, and costs nothing
-until somebody is about to wait.
+Either may run in a thread that holds one of our locks, or in the reader itself, and then call us.
+The call must not wait for another thread of ours, which may need that lock.  Recording each lock
+taken would slow down every notification; the stack holds the same information, and costs nothing
+until a call is about to wait.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _PACKAGE = __name__.partition(".")[0]
 #: Parts of the package that use it as any program does.
 _USERS = {"cli", "demo", "embedded", "testing", "telemetry", "__main__"}
 
-#: What a call may go through before it asks; and the standard library's ``with``.
+#: What a call may pass through before it asks; and the standard library's ``with``.
 _ENTRANCES = {f"{_PACKAGE}.{name}" for name in ("_life", "database", "reactor", "signals")}
 _ENTRANCES.add("contextlib")
 
-#: Others' modules whose locks threads of ours wait for.
+#: Other modules whose locks our threads wait for.
 _SHARED = {"logging", "psycopg"}
 
 #: What holds the lock of :mod:`threading` that a thread needs to start, or is waited for by a

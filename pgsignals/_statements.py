@@ -1,9 +1,9 @@
 """What links say to their servers, LISTEN and NOTIFY apart.  Pure.
 
-``search_path`` may be in others' hands: whoever may create functions, operators or types in a
-schema of it would have statements that name them run what they like, with our role's rights.
-Therefore every statement of ours says ``pg_catalog`` for all that it uses, with exact types, and
-does without syntax that looks operators up by name: ``IN``, ``LIKE``, ``BETWEEN``, ``nullif``,
+``search_path`` may be under others' control: anyone who may create functions, operators or types in
+a schema on it could make statements that name them run arbitrary code, with our role's rights.
+Therefore all our statements qualify everything they use with ``pg_catalog``, with exact types, and
+avoid syntax that looks operators up by name: ``IN``, ``LIKE``, ``BETWEEN``, ``nullif``,
 ``CASE x WHEN``, ``IS DISTINCT FROM``.
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Sequence
 WHO = "SELECT pg_catalog.pg_backend_pid(), pg_catalog.pg_is_in_recovery()"
 
 # The server drops us when we are gone, so that a ghost of ours never holds its queue; and an idle
-# listener is no idle session.  Over a Unix socket the first four have no effect.
+# listener does not count as an idle session.  Over a Unix socket the first four have no effect.
 GUARDS = {
     "tcp_keepalives_idle": "30",
     "tcp_keepalives_interval": "10",
@@ -29,8 +29,8 @@ UNGUARD = "; ".join(f"RESET {name}" for name in GUARDS)
 def guard(*, patient: bool, alone: bool) -> str:
     """Set :data:`GUARDS`.
 
-    :param patient: the server is to wait for a client that does not read.
-    :param alone: nobody else ever runs statements on the session, which needs no search_path.
+    :param patient: the server should wait for a client that does not read.
+    :param alone: only we ever run statements on the session, so it needs no search_path.
     """
     guards = {**GUARDS, "tcp_user_timeout": "0"} if patient else GUARDS
     guards = {**guards, "search_path": "''"} if alone else guards
@@ -38,8 +38,8 @@ def guard(*, patient: bool, alone: bool) -> str:
 
 
 def clear_search_path(backend_id: int) -> str:
-    """Empty it, unless a pooler stands before the server: *backend_id* is then the pooler's own
-    number, and the setting would outlive us on somebody else's session."""
+    """Empty it, unless a pooler is in front of the server: *backend_id* is then the pooler's own
+    number, and the setting would outlive us on another client's session."""
     return (
         "SELECT pg_catalog.set_config('search_path'::pg_catalog.text, ''::pg_catalog.text, false) "
         f"WHERE pg_catalog.pg_backend_pid() OPERATOR(pg_catalog.=) {backend_id}"
@@ -60,7 +60,7 @@ LISTENING = (
     "FROM pg_catalog.pg_listening_channels() AS t(c)"
 )
 
-# It also repairs a queue that stays full after its culprit has gone.
+# It also repairs a queue that stays full after the session that held it has gone.
 QUEUE_USAGE = "pg_catalog.pg_notification_queue_usage()"
 IN_RECOVERY = "pg_catalog.pg_is_in_recovery()"
 # The hash of all names tells whether the session still listens to what it should, at any number.
@@ -73,7 +73,7 @@ DIGEST = (
 )
 PARTS = (QUEUE_USAGE, IN_RECOVERY, DIGEST)
 
-#: By this an operator, or ``pgsignals doctor``, knows a session of ours.
+#: Identifies our sessions to an operator and to ``pgsignals doctor``.
 ROUND_TRIP_BEGINS = "SELECT /* pgsignals */ "
 
 

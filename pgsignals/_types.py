@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 class Notification(NamedTuple):
     """One received notification: a plain triple with names.
 
-    Its ``repr`` tells the size of the payload, not the payload: a notification may end in a log
-    or in a traceback with locals.
+    Its ``repr`` shows the size of the payload, not the payload: a notification may end up in a
+    log or in a traceback with locals.
     """
 
     channel: str
     """The channel's name, exactly as it was notified."""
 
     payload: str
-    """The text that came along; ``""`` when there was none."""
+    """The text that was sent along; ``""`` when there was none."""
 
     pid: int
     """The backend process id of the session that sent it."""
@@ -33,17 +33,17 @@ class Notification(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """One truthful "you may have missed something".
+    """An honest "you may have missed something".
 
     It comes after the new LISTEN is known to hold and before the first later notification:
-    whoever reads state again on every gap keeps a cache right.
+    a program that reads its state again on every gap keeps a cache right.
     """
 
     database: Database
     """Where it happened."""
 
     reason: Literal["reconnect", "overflow", "unlistened"]
-    """A new session; a backlog that was full; or registrations that somebody took away."""
+    """A new session; a full backlog; or LISTEN registrations removed on the session."""
 
     since: datetime
     """Everything missed was committed at or after this (UTC, this machine's clock)."""
@@ -52,7 +52,7 @@ class Gap:
     """Everything missed was committed at or before this (UTC, this machine's clock)."""
 
     dropped: int | None
-    """How many notifications were missed, exactly, or None where nobody can know."""
+    """How many notifications were missed, exactly, or None where that cannot be known."""
 
     channels: frozenset[str] | None
     """The channels concerned, or None for all."""
@@ -72,7 +72,7 @@ class DatabaseStatus:
     """The server process of the listening session, None without one."""
 
     channels: tuple[str, ...]
-    """The users' channels that are listened to, sorted."""
+    """The channels that are listened to, without our own, sorted."""
 
     received: int
     """Notifications received, canaries not counted."""
@@ -81,7 +81,7 @@ class DatabaseStatus:
     """Notifications whose handlers have all returned."""
 
     dropped: int
-    """Notifications given up because the backlog was full."""
+    """Notifications dropped because the backlog was full."""
 
     failed: int
     """Calls of handlers that raised, and payloads that a ``decode`` refused."""

@@ -28,12 +28,12 @@ class Waker:
             self._writing.send(b"\0")
 
     def clear(self) -> None:
-        """Take back all wakes so far."""
+        """Clear all wakes so far."""
         with contextlib.suppress(OSError):
             while len(self._reading.recv(4096)) == 4096:
                 pass
 
     def close(self) -> None:
-        """Give both sockets back."""
+        """Close both sockets."""
         self._reading.close()
         self._writing.close()

@@ -1,4 +1,4 @@
-"""The threads that run handlers, each failure kept to itself."""
+"""The threads that run handlers; a failing handler does not affect the others."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _current = threading.local()
 #: Seconds after which a handler is called slow in a warning.
 SLOW = 10.0
 
-#: A worker takes more at once while what it took before has been handled in so many seconds.
+#: A worker takes more at once while its previous take was handled within this many seconds.
 INSTANT = 0.0001
 
 #: Seconds between two lines of the log about what a database's full backlog has dropped.
@@ -54,8 +54,8 @@ class Origin(Protocol):
 
 
 class Plan:
-    """Whom a notification of one channel goes to, while :data:`~pgsignals.signals.changes` has
-    not counted on."""
+    """The handlers of notifications on one channel, valid until :data:`~pgsignals.signals.changes`
+    counts a change."""
 
     __slots__ = ("batch", "calls", "made_at", "only", "only_batch", "piece")
 
@@ -69,11 +69,11 @@ class Plan:
         self.piece = sys.maxsize
 
     def note_pace(self, count: int, seconds: float) -> None:
-        """A batch of so many has been handled.
+        """A batch of this many has been handled.
 
-        A handler that takes its time gets all that is there, and is called the less; one that
-        would handle a piece of it in an instant gets such pieces, which stay in the processor's
-        cache and do not set off the garbage collector.
+        A slow handler gets everything that is waiting, in fewer calls; one that handles a small
+        batch in an instant gets small batches, which stay in the processor's cache and do not
+        set off the garbage collector.
         """
         if seconds < PROMPT and seconds * PIECE < INSTANT * count:
             self.piece = PIECE
@@ -87,7 +87,7 @@ _NOBODY = Plan([], made_at=-1)
 class Workers:
     """Runs what the backlog gives.
 
-    :param channels: the reactor's own; the module level's come before them.
+    :param channels: the reactor's own; those of the module level are called first.
     :param any_channel: receives every notification, after the channel's handlers.
     :param home: what the threads work for: see :func:`works_for`.
     """
@@ -131,7 +131,7 @@ class Workers:
         return self._birth.elsewhere
 
     def forget(self) -> None:
-        """In a forked child: drop the sockets without a word to the server."""
+        """In a forked child: drop the sockets, sending nothing to the server."""
         for worker in self.threads:
             for session, _ in worker.sessions.values():
                 session.forget()
@@ -149,7 +149,7 @@ class Workers:
             worker.warn_if_slow(now)
 
     def warn_of_drops(self, link: Origin, *, finally_: bool = False) -> None:
-        """Log what has been dropped: at once, and then now and then; for the reader.
+        """Log what has been dropped: at once, and then periodically; called by the reader.
 
         :param finally_: at once in any case.
         """
@@ -272,8 +272,8 @@ class Workers:
         thread, so the child ends with it."""
         if self._birth.known_elsewhere:  # else a lock of logging may be held for ever
             logger.warning(
-                "a child that a handler forked has come back from the handler, and ends; "
-                "let it end with os._exit(), or use multiprocessing"
+                "a child process forked by a handler has returned from the handler, and ends; "
+                "end it with os._exit(), or use multiprocessing"
             )
 
     def _plan(self, link: Origin, channel: str) -> Plan:
@@ -378,7 +378,7 @@ class Workers:
         *,
         decoding: bool = False,
     ) -> None:
-        """Log a failure, count it and tell it; *told* is the list, for a batch handler."""
+        """Log, count and report a failure; *told* is the list, for a batch handler."""
         if isinstance(told, list):
             told = told[:]  # other handlers get the same ones, whatever a receiver does to it
         channel = (told[0] if isinstance(told, list) else told).channel
@@ -413,10 +413,10 @@ class Workers:
     def emit(
         self, signal: OrderedSignal, sender: object, link: Origin | None = None, **given: object
     ) -> None:
-        """Send a signal of the reactor's own; what a receiver raises ends nothing.
+        """Send a signal of the reactor's own; a receiver that raises stops nothing else.
 
-        :param link: where failures are counted, and told to ``handler_failed``; None for a signal
-            whose failures are logged alone.
+        :param link: where failures are counted and reported to ``handler_failed``; None for a
+            signal whose failures are only logged.
         """
         self._emit(signal, sender, link, given)
 
@@ -465,7 +465,7 @@ class Workers:
         called = self._emit(signal, link.database, link, {"gap": gap})
         if not called and signal.has_forgotten(link.database):
             logger.warning(
-                "%s: the gap is told to nobody: its receivers were connected weakly and have been "
+                "%s: no receiver is left for the gap: they were connected weakly and have been "
                 "collected; use @reactor.on('gap'), or connect(..., weak=False)",
                 link.database.name,
             )
@@ -507,7 +507,7 @@ class Worker(threading.Thread):
     def warn_if_slow(self, now: float) -> None:
         """Name a handler that has been running the same call for long, once.
 
-        Called by the reader now and then, so that a call costs nothing more than saying who runs.
+        Called by the reader periodically, so that a call only costs recording which handler runs.
         """
         handler, at = self.handler, self.at
         if handler is None or at is not self._seen:
@@ -515,7 +515,7 @@ class Worker(threading.Thread):
         elif now - self._seen_at >= SLOW and not self._warned:
             self._warned = True
             logger.warning(
-                "handler %s has been running for %.0f s, and holds up what comes after on %s",
+                "handler %s has been running for %.0f s, and holds up later notifications on %s",
                 describe(handler),
                 now - self._seen_at,
                 self.name,
@@ -528,8 +528,8 @@ class Worker(threading.Thread):
     def session_for(self, database: Database, losses: int) -> _driver.Session:
         """This worker's own session with *database*, opened on first use.  Blocks.
 
-        :param losses: of the listening session.  After another one this worker's session is
-            renewed: it may have ended, too, and perhaps without a word.
+        :param losses: of the listening session.  After each further loss this worker's session is
+            renewed: it may have ended as well, unnoticed.
         """
         session, before = self.sessions.get(database, (None, 0))
         if session is not None:
@@ -542,7 +542,7 @@ class Worker(threading.Thread):
         return session
 
     def end_transactions(self) -> None:
-        """Roll back what a handler has left open: it would swallow the next one's work."""
+        """Roll back a transaction a handler left open: it would swallow the next handler's work."""
         if self._workers.has_forked:
             return
         for database, (session, _) in tuple(self.sessions.items()):
@@ -585,7 +585,7 @@ def works_for() -> Any:
 def own_session(workers: Workers, database: Database, losses: int) -> _driver.Session:
     """The calling worker's session with *database*: see :meth:`Worker.session_for`.
 
-    :raises ConnectionStateError: the calling thread is no worker.
+    :raises ConnectionStateError: the calling thread is not a worker.
     """
     worker = current_worker(workers)
     if worker is None:

@@ -38,7 +38,7 @@ NOTIFY = (
 
 
 class Host(Protocol):
-    """What serves a database in its stead: a running reactor."""
+    """What serves a database in its place: a running reactor."""
 
     def notify(self, items: list[tuple[str, str]]) -> int: ...
     def listen(self, channels: tuple[str, ...]) -> None: ...
@@ -57,7 +57,7 @@ class Database:
     Made closed; :meth:`open`, ``with`` or a :class:`Reactor` opens it.  Before that, everything
     but :meth:`open` raises :exc:`ClosedError`.
 
-    The first call that meets a session that has ended raises :exc:`ConnectionLostError`, later
+    The first call that finds the session ended raises :exc:`ConnectionLostError`, later
     ones :exc:`ClosedError`.  In a forked child everything but :meth:`close` raises
     :exc:`ForkedError`.
 
@@ -71,7 +71,7 @@ class Database:
     :raises TypeError: conninfo and *connect* together, or ``autocommit``, which is always on.
     """
 
-    # Slots, as the fewer places a manager of thousands has to look at, the faster it is.
+    # Slots: a manager of thousands is faster, the fewer places it has to look at.
     __slots__ = (
         *("__dict__", "__weakref__", "_arrived", "_backend_id", "_birth", "_connect", "_conninfo"),
         *("_host", "_listening", "_lock", "_lost", "_opening", "_params"),
@@ -86,13 +86,13 @@ class Database:
         **params: Any,
     ) -> None:
         if not isinstance(conninfo, str):
-            raise TypeError(f"conninfo is a str, not {type(conninfo).__name__}")
+            raise TypeError(f"conninfo must be a str, not {type(conninfo).__name__}")
         if connect is not None and (conninfo or params):
             raise TypeError("give conninfo and keywords, or connect=, not both")
         if connect is not None and not callable(connect):
-            raise TypeError(f"connect is a callable, not {type(connect).__name__}")
+            raise TypeError(f"connect must be a callable, not {type(connect).__name__}")
         if "autocommit" in params:
-            raise TypeError("autocommit cannot be chosen: a listener is always in autocommit")
+            raise TypeError("autocommit cannot be set: a listener is always in autocommit")
         self._conninfo = conninfo
         self._params = params
         self._connect = connect
@@ -110,20 +110,20 @@ class Database:
         self._lost: ConnectionLostError | None = None
         self._watchers: Watchers = ()
         self.errands: dict[str, set[object]] = {}
-        """The threads of reactors that connect for this database or use what they have connected,
-        over all lives: each of a kind that is named, while it runs."""
+        """The running threads, over all lives of reactors, that connect for this database or use
+        such a connection, each with its kind."""
         self.calm = False
-        """Whether the last :meth:`drain` has met neither the end nor more than it took; for
+        """Whether the last :meth:`drain` reached neither the end nor its limit; for
         managers."""
 
     @classmethod
     def wrap(cls, connection: Any) -> Self:
-        """Adopt an existing ``psycopg.Connection``, which stays its owner's.
+        """Adopt an existing ``psycopg.Connection``, which still belongs to its owner.
 
         It cannot be reopened.  :meth:`close` ends the LISTENs of this database and leaves the
         connection open.
 
-        :raises TypeError: something else than a ``psycopg.Connection``.
+        :raises TypeError: not a ``psycopg.Connection``.
         :raises ClosedError: the connection is closed.
         :raises ConnectionStateError: it is not in autocommit, or in a transaction.
         """
@@ -177,7 +177,7 @@ class Database:
     def new_connection(
         self, within: float | None = None, *, logged: bool = False
     ) -> _driver.Connection:
-        """Another connection to the same database, nobody's yet.  Blocks.
+        """Another connection to the same database, not in use yet.  Blocks.
 
         :param within: seconds for all hosts together; a user's ``connect=`` has its own.
         :param logged: see :func:`pgsignals._driver.call_connect`.
@@ -195,7 +195,7 @@ class Database:
         )
 
     def sibling_connection(self) -> _driver.Connection:
-        """A connection beside the one that is ours, to the same database.  Blocks."""
+        """A second connection to the same database, besides ours.  Blocks."""
         session = self._session
         if self._wrapped and session is not None and not session.connection.closed:
             return _without_frames(lambda: _driver.open_like(session.connection))
@@ -215,7 +215,7 @@ class Database:
     def sibling_session(self, *, alone: bool = False) -> Session:
         """A session on :meth:`sibling_connection`.
 
-        :param alone: it is in nobody else's hands, unless ``connect=`` keeps what it returns.
+        :param alone: no other code has it, unless ``connect=`` keeps what it returns.
         """
         return _session_on(self.sibling_connection(), shared=not alone or self._connect is not None)
 
@@ -236,8 +236,8 @@ class Database:
         """End the session; a second call does nothing.
 
         What was collected stays for :meth:`wait` and :meth:`drain`.  A wrapped connection is left
-        open, without our LISTENs.  A forked child forgets the socket without a word to the
-        server, and the parent's session goes on.
+        open, without our LISTENs.  A forked child drops the socket, sending nothing to the server,
+        and the parent's session goes on.
         """
         session = self._session
         if self._birth.elsewhere:
@@ -256,7 +256,7 @@ class Database:
         self._tell_watchers()
 
     def forget(self) -> None:
-        """In a forked child: drop the socket without a word to the server."""
+        """In a forked child: drop the socket, sending nothing to the server."""
         if self._session is not None:
             self._session.forget()
 
@@ -303,8 +303,8 @@ class Database:
     def listen(self, *channels: str) -> None:
         """Listen to *channels*: one round trip, all of them or none.
 
-        Inside a transaction it counts from the commit.  Names are taken exactly; no names, no
-        effect.
+        Inside a transaction it takes effect at the commit.  Names are taken exactly; without names
+        it does nothing.
 
         :raises ChannelNameError: before anything is sent.
         :raises ConnectionLostError: the session has ended.
@@ -319,7 +319,7 @@ class Database:
             self._listening.update(names)
 
     def unlisten(self, *channels: str) -> None:
-        """Stop listening to *channels*; ``"*"`` stands for all.  As :meth:`listen` otherwise.
+        """Stop listening to *channels*; ``"*"`` means all.  Otherwise as :meth:`listen`.
 
         What was received before is still delivered.
         """
@@ -352,8 +352,8 @@ class Database:
         :param channels: names, or pairs ``(channel, payload)``; a payload of None is ``""``.
         :returns: the number of notifications issued, 0 for no arguments.
         :raises ChannelNameError: before anything is sent.
-        :raises PayloadError: over 7,999 bytes, or what no PostgreSQL text can hold; before
-            anything is sent.
+        :raises PayloadError: over 7,999 bytes, or not valid as PostgreSQL text; before anything is
+            sent.
         """
         items = notify_items(channels, channel_and_payload)
         if (host := self._serving()) is not None:
@@ -379,13 +379,13 @@ class Database:
     def wait(self, timeout: float | None = None) -> Iterator[Notification | None]:
         """Iterate over notifications as they arrive.
 
-        Leaving the loop anywhere loses nothing: the rest stays with this database, and the next
-        ``wait()`` goes on with it.  The body may use the database.  The iterator stops, without
-        an exception, when the session ends or is closed, after what was left.
+        Break out anywhere without losing notifications: the rest stays with this database, and the
+        next ``wait()`` goes on with it.  The body may use the database.  The iterator stops,
+        without an exception, when the session ends or is closed, after yielding what was left.
 
         :param timeout: seconds between idle events, which are None; None for no idle events; 0
             ends the iteration after what is there, without waiting.
-        :raises TypeError: a timeout that is no number.
+        :raises TypeError: a timeout that is not a number.
         :raises ValueError: a negative timeout, or NaN.
         """
         check_timeout(timeout)
@@ -415,9 +415,9 @@ class Database:
 
     def drain(self) -> list[Notification]:
         """What has arrived, without waiting: what came along with statements, then what the
-        socket has, of a flood a share at a time.
+        socket has; a flood comes a share at a time.
 
-        After the session's end it gives the rest, and :attr:`closed` is true from then on.
+        After the session's end it returns the rest, and :attr:`closed` is true from then on.
         """
         self._birth.check("a Database")
         session = self._session
@@ -450,12 +450,12 @@ class Database:
         self._change_watchers(lambda alive: (*alive, weakref.ref(watcher)))
 
     def remove_watcher(self, watcher: Any) -> None:
-        """Take back :meth:`add_watcher`."""
+        """Undo :meth:`add_watcher`."""
         self._change_watchers(lambda alive: tuple(ref for ref in alive if ref() is not watcher))
 
     def _change_watchers(self, change: Callable[[Watchers], Watchers]) -> None:
         with self._lock:
-            while True:  # until no finalizer has changed them meanwhile
+            while True:  # again if a finalizer has changed them meanwhile
                 before = self._watchers
                 after = change(tuple(ref for ref in before if ref() is not None))
                 if self._watchers is before:
@@ -484,14 +484,14 @@ class Database:
 
     @property
     def handed_out(self) -> bool:
-        """Whether the psycopg connection is in others' hands, too, who may meet its end before
-        us; for managers."""
+        """Whether other code has the psycopg connection, too, and may notice its end before us;
+        for managers."""
         session = self._session
         return session is not None and session.shared
 
     @calls_out
     def execute(self, query: str | bytes, params: _driver.Params | None = None) -> _driver.Cursor:
-        """``connection.execute``; psycopg's errors pass unchanged."""
+        """``connection.execute``; psycopg's errors pass through unchanged."""
         return self.connection.execute(query, params)
 
     def transaction(self) -> AbstractContextManager[_driver.Transaction]:
@@ -517,7 +517,7 @@ class Database:
             return session
 
     def renew(self, session: Session) -> None:
-        """*session* is the one to speak of from now on."""
+        """*session* is this database's session from now on."""
         session.deliver(self._arrived, self._tell_watchers)
         self._session = session
         self._backend_id = session.backend_id
@@ -553,14 +553,14 @@ class Database:
             raise self._not_open()
 
     def _refuse_midway(self, what: str) -> None:
-        """Refuse what would wait for the lock of the session, which the calling thread may have.
+        """Refuse what would wait for the session's lock, which the calling thread may hold.
 
         :raises ConnectionStateError: :func:`reentered`.
         """
         if reentered():
             raise ConnectionStateError(
-                f"{what} of a finalizer or an OS signal handler that has interrupted a statement "
-                f"of {self.name}; use a Database of its own"
+                f"{what} from a finalizer or an OS signal handler that interrupted a statement of "
+                f"{self.name}; give it a Database of its own"
             )
 
     def _open_session(self, what: str) -> Session:
@@ -602,7 +602,7 @@ def send(session: Session, items: list[tuple[str, str]]) -> int:
 
 
 def _session_on(connection: _driver.Connection, *, shared: bool) -> Session:
-    """A session on a connection of ours, which is closed when it will not do."""
+    """A session on a connection of ours, which is closed if it is unsuitable."""
     try:
         return Session(connection, shared=shared)
     except BaseException:
@@ -624,7 +624,7 @@ def connect(conninfo: str = "", **params: Any) -> Database:
     """Open a connection and return its :class:`Database`.  Blocks.
 
     :param conninfo: a libpq connection string or URI; without one, libpq's ``PG*`` variables and
-        defaults count.
+        defaults apply.
     :param params: libpq's keywords, which win over *conninfo*, or psycopg's own.
     :raises ConnectError: with the reason in one line and without secrets.
     """

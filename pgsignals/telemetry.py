@@ -9,8 +9,8 @@
 Names and attributes follow OpenTelemetry's conventions for messaging.  A payload is in none of
 them, nor is the text of an exception, which may repeat it.
 
-It needs the extra ``opentelemetry``, which is the API; the SDK and exporters are the program's
-choice.
+It needs the extra ``opentelemetry``, which is the API; the choice of SDK and exporters is up to the
+program.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ COUNTERS = [
     _Metric(
         "pgsignals.notifications.dropped",
         "{notification}",
-        "Notifications given up because the backlog was full.",
+        "Notifications dropped because the backlog was full.",
         lambda status: status.dropped,
     ),
     _Metric(
@@ -117,8 +117,8 @@ def instrument(
 ) -> None:
     """Trace the handlers of *reactor* from now on, and observe its status.
 
-    It may run or not.  Uses :meth:`Reactor.wrap_handlers`, beside what else does; a second call
-    takes the place of the first.
+    It may be running or not.  Uses :meth:`Reactor.wrap_handlers`, alongside any other use of it; a
+    second call replaces the first.
 
     :param tracer_provider: None for the program's global one, which may be set later.
     :param meter_provider: likewise.
@@ -133,7 +133,7 @@ def instrument(
 
 
 def uninstrument(reactor: Reactor) -> None:
-    """Take :func:`instrument` back; does nothing on a reactor without it."""
+    """Undo :func:`instrument`; does nothing on a reactor without it."""
     for reactors in list(_observed.values()):
         reactors.discard(reactor)
     if (around := _arounds.pop(reactor, None)) is not None:
@@ -207,7 +207,7 @@ class _Around:
         handler: Callable[..., Any],
         error: BaseException,
     ) -> None:
-        """Count it; what a decode has refused, too, for which no handler was called."""
+        """Count it, including payloads refused by a decode, for which no handler was called."""
         first = notification[0] if isinstance(notification, list) else notification
         channel = "" if first is None else first.channel
         attributes = self._attributes(channel, handler, database)
@@ -255,8 +255,8 @@ def _place(name: str) -> Attributes:
 
 # -- metrics -------------------------------------------------------------------------------------
 
-#: Whom the instruments of each provider observe: the SDK keeps the callbacks of the first one who
-#: makes an instrument, and no others.  The module of metrics stands for the global provider.
+#: What the instruments of each provider observe: the SDK keeps only the callbacks of the first
+#: caller that makes an instrument.  The module of metrics stands for the global provider.
 _observed: weakref.WeakKeyDictionary[object, weakref.WeakSet[Reactor]] = weakref.WeakKeyDictionary()
 
 _arounds: weakref.WeakKeyDictionary[Reactor, _Around] = weakref.WeakKeyDictionary()

@@ -258,7 +258,7 @@ def test_reactor_without_handlers_and_channels_is_refused(start: Start, folder: 
     command = start("run", "reactors:nothing", cwd=folder)
 
     assert command.status() == 1
-    assert "registers no handlers, so nothing would ever come" in command.err
+    assert "registers no handlers, so it would never receive anything" in command.err
     assert command.err.count("\n") == 1
 
 

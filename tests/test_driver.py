@@ -551,7 +551,7 @@ EXAMPLE = "postgresql://app@db.example.com:5432/shop"
         ("app:hush@db/shop?sslmode=require", "put postgresql:// before it"),
         ("shop", "put postgresql:// before it"),
         ("'postgresql://app:hush@db/shop'", "quotation mark"),
-        ("passwrd=hush", "'passwrd', which libpq does not take; did you mean password?"),
+        ("passwrd=hush", "'passwrd', which libpq does not accept; did you mean password?"),
         ("host=db passwrd=hush", "'passwrd'"),
         ("password=hush sslmod=require", "'sslmod'"),
         ("Host=db;Database=shop;Password=hush", "'Host'"),

@@ -323,7 +323,7 @@ def test_start_and_stop_do_nothing_twice(server: Postgres) -> None:
     pid_after_start = server.pid
     server.stop()
     server.stop()
-    with pytest.raises(EmbeddedError, match="does not run"):
+    with pytest.raises(EmbeddedError, match="is not running"):
         _ = server.pid
     server.start()
 

@@ -178,7 +178,7 @@ def test_pool_of_sessions_works_and_is_warned_of(
     reactor = Reactor(bouncer.dsn("session"), channels=[channel], **QUICK)
     witness = Witness(reactor)
     with reactor:
-        assert "a pooler stands before the server" in caplog.text
+        assert "a pooler is in front of the server" in caplog.text
         begun = time.monotonic()
         admin.notify(channel, "through the pool")
         witness.wait_for("through the pool")
@@ -247,7 +247,7 @@ def test_registrations_that_somebody_takes_away_come_back_with_a_gap(
             assert gap.since <= before
             assert after <= gap.until
         else:
-            wait_until(lambda: "1 registrations were taken away" in caplog.text)
+            wait_until(lambda: "1 LISTEN registrations were removed" in caplog.text)
         admin.notify(channel, "after")
         witness.wait_for("after")
 

@@ -908,7 +908,7 @@ def test_signal_takes_any_receiver(orders: ChannelSignal) -> None:
 
 @pytest.mark.parametrize("sender", ["shop", 5, object(), Database])
 def test_sender_that_is_no_database_is_a_type_error(channels: Channels, sender: Any) -> None:
-    with pytest.raises(TypeError, match="sender is a Database"):
+    with pytest.raises(TypeError, match="sender must be a Database"):
         channels.on_channel("orders", sender=sender)
 
 

@@ -35,7 +35,7 @@ T = TypeVar("T")
 #: From here on a full queue is near; the server itself warns.
 QUEUE_FULL = 0.5
 
-#: Seconds between two clocks that nobody would notice in a gap.
+#: Seconds between two clocks that do not matter in a gap.
 CLOCKS = 1.0
 
 #: Seconds of silence after which an operating system should begin to ask.
@@ -64,7 +64,7 @@ CLOCK = "SELECT pg_catalog.date_part('epoch'::pg_catalog.text, pg_catalog.clock_
 #: A reactor of version 0.1.0 asks so.
 OLD_ROUND_TRIP_BEGINS = "SELECT pg_notification_queue_usage()"
 
-# The server does not tell who listens; the last statement of a listener usually is one of these.
+# The server does not say who listens; the last statement of a listener usually is one of these.
 # Of a session that belongs to another role it may hide even what kind of process it is.
 ACTIVITY = (
     "SELECT CASE WHEN application_name OPERATOR(pg_catalog.<>) ''::pg_catalog.text "
@@ -100,7 +100,7 @@ def examine(database: Database, timeout: float, channels: Sequence[str] = ()) ->
         yield from examination.findings()
     except ConnectionLostError as error:
         text = "no answer in time" if examination.late else str(error)
-        advice = "the server stands still, or the network drops what is sent on open connections"
+        advice = "the server hangs, or the network drops what is sent on open connections"
         yield Finding("connection", "failed", text, advice if examination.late else None)
     finally:
         session.close()
@@ -182,7 +182,7 @@ class Examination:
         if not encrypted:
             if re.match(r"127\.|::1$", info.hostaddr):
                 return Finding("TLS", "ok", "none, within this machine", facts=facts)
-            advice = "sslmode=verify-full; others on the way can read and forge what is notified"
+            advice = "sslmode=verify-full; anyone on the way can read and forge notifications"
             return Finding("TLS", "warning", "none", advice, facts)
         rows = self._ask(TLS) if self._direct else []
         protocol = rows[0][1] if rows and rows[0][0] else "encrypted"
@@ -192,7 +192,7 @@ class Examination:
         text = f"{protocol}, sslmode={sslmode}"
         if sslmode == "verify-full":
             return Finding("TLS", "ok", text, facts=facts)
-        advice = "sslmode=verify-full, or anybody on the way may pretend to be the server"
+        advice = "sslmode=verify-full, or anyone on the way can pretend to be the server"
         return Finding("TLS", "note", text, advice, facts)
 
     def _encoding(self) -> Finding:
@@ -202,7 +202,7 @@ class Examination:
         text = f"{server} in the database, {client} on the wire"
         if server == "SQL_ASCII":
             advice = (
-                "such a database takes any bytes; what is no UTF-8 arrives as surrogate escapes. "
+                "such a database takes any bytes; those not in UTF-8 arrive as surrogate escapes. "
                 "Prefer a database with encoding UTF8"
             )
             return Finding("encoding", "note", text, advice, facts)
@@ -239,18 +239,18 @@ class Examination:
         if holders:
             text += f"; may be held by {'; '.join(holders)}"
         elif usage and self._blind:
-            text += "; who holds it is hidden from this role"
+            text += "; the sessions that hold it are hidden from this role"
         if usage < QUEUE_ALARM:
             return Finding("queue", "ok", text, facts=facts)
         advice = (
-            "end who holds it with pg_terminate_backend(pid); when it is full, every NOTIFY of "
-            "the cluster fails"
+            "end the session that holds it with pg_terminate_backend(pid); when it is full, every "
+            "NOTIFY of the cluster fails"
         )
         return Finding("queue", "failed" if usage >= QUEUE_FULL else "warning", text, advice, facts)
 
     @property
     def _blind(self) -> bool:
-        """Whether the server hides from us what others do."""
+        """Whether the server hides other sessions' activity from us."""
         return any(row[3] for row in self._ask(ACTIVITY))
 
     def _sessions(self) -> Finding:
@@ -271,7 +271,7 @@ class Examination:
         if hidden:
             text += f"; what {hidden} of them do is hidden from this role"
         if len(rows) + 1 >= 0.9 * limit > 0:
-            advice = "raise max_connections, or find who keeps so many: a reactor wants two each"
+            advice = "raise max_connections, or find who keeps so many: a reactor needs two each"
             return Finding("sessions", "warning", text, advice, facts)
         if hidden:
             advice = "GRANT pg_read_all_stats to this role to see who listens and who holds a queue"
@@ -333,8 +333,8 @@ def in_words(settings: dict[str, Any]) -> str:
 
 
 def tcp_settings(number: int) -> dict[str, int]:
-    """What libpq has set on the socket with this file number, called as libpq calls it; nothing
-    for a Unix socket, and only what the operating system tells."""
+    """What libpq has set on the socket with this file number, under libpq's names; nothing for a
+    Unix socket, and only what the operating system reports."""
     with socket.socket(fileno=os.dup(number)) as duplicate:
         if duplicate.family == socket.AF_UNIX:
             return {}

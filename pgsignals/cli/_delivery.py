@@ -19,7 +19,7 @@ from pgsignals.reactor import Reactor
 #: Notifications of which the round trip is the median.
 ROUND_TRIPS = 20
 
-#: The mode of a pooler that did not say.
+#: The mode of a pooler that could not be determined.
 UNKNOWN = "transaction or statement"
 
 
@@ -78,7 +78,7 @@ class Delivery:
             text = "one that pools sessions, which lets notifications through"
             return Finding("pooler", "warning", text, advice, {"mode": "session"})
         if not refused:
-            text = "one stands in between; its mode could not be found out"
+            text = "one is in between; its mode could not be determined"
             return Finding("pooler", "warning", text, None, {"mode": "unknown"})
         mode = self._mode()
         text = f"one in {mode} mode, which loses every notification though LISTEN succeeds"
@@ -86,7 +86,7 @@ class Delivery:
         return Finding("pooler", "failed", text, advice, {"mode": mode})
 
     def _mode(self) -> str:
-        """Of a pooler that does not keep sessions: one for statements lets nobody begin."""
+        """Of a pooler that does not keep sessions: in statement mode it refuses BEGIN."""
         try:
             session = self._database.new_session(self._timeout)
         except Error:
@@ -120,7 +120,7 @@ class Delivery:
                     seconds.append(at - sent)
         except queue.Empty:
             text = f"a notification did not arrive within {self._timeout:g} s"
-            return Finding("delivery", "failed", text, "look for a pooler that came in between")
+            return Finding("delivery", "failed", text, "check for a pooler in between")
         except Exception as exc:
             if not is_refusal(exc):
                 raise

@@ -30,12 +30,12 @@ ADVICE = {
         "listen_addresses include that address?"
     ),
     r"could not translate host name|Name or service not known|nodename nor servname": (
-        "the host's name does not resolve on this machine: check its spelling, and the resolver"
+        "the host name does not resolve on this machine: check its spelling, and the resolver"
     ),
     r"timeout expired|Connection timed out": (
-        "nothing answered: a firewall drops packets, the host is down, or the server stands still"
+        "nothing answered: a firewall drops packets, the host is down, or the server hangs"
     ),
-    r"No route to host|Network is unreachable": "the network of this machine does not lead there",
+    r"No route to host|Network is unreachable": "there is no route from this machine to the host",
     r"No such file or directory": (
         "no server has its socket there: is it running, or is it meant to be reached with host=?"
     ),
@@ -61,7 +61,7 @@ ADVICE = {
         "none of the hosts is what target_session_attrs asks for"
     ),
     r"too many notifications|queue": (
-        "the notification queue is full: end who holds it with pg_terminate_backend(pid)"
+        "the notification queue is full: end the session that holds it with pg_terminate_backend()"
     ),
     r"definition of service|service file": (
         "PGSERVICEFILE, ~/.pg_service.conf, or pg_service.conf in PGSYSCONFDIR must have it"
@@ -70,7 +70,7 @@ ADVICE = {
 
 
 def for_refusal(reason: str) -> str | None:
-    """What to change when a server, or the way to it, refuses; None when that is not known."""
+    """What to change when a server, or the network path to it, refuses; None if not known."""
     for pattern, advice in ADVICE.items():
         if re.search(pattern, reason):
             return advice

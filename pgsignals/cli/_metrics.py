@@ -1,5 +1,5 @@
-"""What ``pgsignals run --metrics`` serves: the status of a reactor, for Prometheus and for whoever
-asks whether it is well."""
+"""What ``pgsignals run --metrics`` serves: the status of a reactor, for Prometheus and for health
+checks."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ STATES = ("connecting", "listening", "lost", "stopped")
 COUNTERS = {
     "received": "Notifications received.",
     "dispatched": "Notifications whose handlers have all returned.",
-    "dropped": "Notifications given up because the backlog was full.",
+    "dropped": "Notifications dropped because the backlog was full.",
     "failed": "Calls of handlers that raised, and payloads that a decode refused.",
     "gaps": "Gaps told.",
     "reconnects": "Sessions opened after the first one.",
@@ -98,9 +98,9 @@ class ReactorCollector(Collector):
 class HandlerMetrics:
     """Counts what each handler does, by channel, on the workers.
 
-    The label ``channel`` is a channel with handlers; what receivers of ``any_channel`` are called
-    for besides has ``""``, as have failures of receivers of a reactor's signals, and what comes
-    after :data:`MOST_LABELS`, so that the number of time series has a bound.
+    The label ``channel`` is a channel with handlers.  It is ``""`` for other channels that
+    receivers of ``any_channel`` are called for, for failures of receivers of a reactor's signals,
+    and for everything beyond :data:`MOST_LABELS`, so that the number of time series is bounded.
     """
 
     def __init__(self, reactor: Reactor, registry: CollectorRegistry) -> None:
@@ -187,7 +187,7 @@ class Server(ThreadingHTTPServer):
     """Answers to ``/metrics`` and ``/healthz``."""
 
     daemon_threads = True
-    block_on_close = False  # whoever asks slowly does not keep us from ending
+    block_on_close = False  # a slow client does not keep us from ending
 
     def __init__(self, reactor: Reactor, address: tuple[str, int]) -> None:
         self.reactor = reactor
@@ -239,14 +239,14 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nobody wants a line in the log for each question."""
+        """Do not log every request."""
 
 
 @contextlib.contextmanager
 def serve(reactor: Reactor, address: tuple[str, int]) -> Iterator[None]:
     """Answer in this block, on a thread beside it.
 
-    :raises Error: the address cannot be had.
+    :raises Error: the address cannot be bound.
     """
     try:
         server = Server(reactor, address)

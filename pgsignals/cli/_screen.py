@@ -1,7 +1,7 @@
 """What ``pgsignals top`` draws, and the terminal that it draws on.
 
-The terminal is given back as it was however the command ends: every frame is one write, and
-leaving is another, which comes last.
+The terminal is restored however the command ends: every frame is one write, and leaving is another,
+which comes last.
 """
 
 from __future__ import annotations
@@ -72,9 +72,9 @@ GAP = 2
 
 @dataclass(frozen=True)
 class View:
-    """How the user wants it.
+    """What the user has chosen to see.
 
-    :param heading: stands in the first line.
+    :param heading: shown in the first line.
     :param word: only channels whose name contains it are shown.
     :param order: a key of :data:`ORDERS`.
     :param keys: whether to explain them.
@@ -90,7 +90,7 @@ class View:
 
 
 def drawn(picture: Picture, width: int, height: int, view: View, *, ascii: bool) -> Group:
-    """The picture, in so many columns and lines.
+    """The picture, in the given number of columns and lines.
 
     :param ascii: use no other characters of our own.
     """
@@ -239,7 +239,7 @@ class Terminal:
         write(sys.stdout, ENTER)
 
     def leave(self) -> None:
-        """Give both back as they were, if the terminal is still there."""
+        """Restore both, if the terminal is still there."""
         with contextlib.suppress(OSError):
             if self._entered:
                 self._entered = False
@@ -253,7 +253,7 @@ class Terminal:
     def size(self) -> tuple[int, int]:
         """Columns and lines."""
         size = os.get_terminal_size(sys.stdout.fileno())
-        return size.columns or 80, size.lines or 24  # a terminal that nobody has measured says 0
+        return size.columns or 80, size.lines or 24  # a terminal of unknown size reports 0
 
     def draw(self, what: RenderableType) -> None:
         """Show it, from the first line on."""
@@ -291,7 +291,7 @@ class Keyboard:
         self.word = self.order = ""
 
     def press(self, typed: str) -> None:
-        """Obey.  Keys that send a sequence, such as arrows, mean nothing."""
+        """Act on a key.  Keys that send a sequence, such as arrows, are ignored."""
         for key in SEQUENCE.sub("", typed):
             if self.typing:
                 self._type(key)

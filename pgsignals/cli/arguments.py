@@ -20,7 +20,7 @@ from pgsignals.errors import ChannelNameError, ConnectError
 #: Status of a command that failed, and of one that was not understood.
 FAILED, MISUSED = 1, 2
 
-#: What a reader of our output that has stopped reading is given, in seconds, when we end.
+#: How long, in seconds, we wait at our end for a reader of our output that has stopped reading.
 PATIENCE = 1.0
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+|inf|nan)(e\d+)?")
@@ -29,7 +29,7 @@ _CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)", re.DOTALL)
 
 WHERE = """\
 The database: --dsn, else the environment variable DATABASE_URL, else libpq's own defaults (PGHOST,
-PGSERVICE, PGPASSFILE, ...). A password in --dsn can be seen by everybody on this machine.
+PGSERVICE, PGPASSFILE, ...). A password in --dsn can be seen by everyone on this machine.
 """
 
 NOT_SET = (
@@ -41,7 +41,7 @@ NAME = "its name, in which upper and lower case differ"
 
 
 class Parser(argparse.ArgumentParser):
-    """Complains in one line, and knows what may have been meant."""
+    """Complains in one line, and suggests what may have been meant."""
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
@@ -134,7 +134,7 @@ def add_probes(parser: Parser, interval: float = 10.0) -> None:
         metavar="S",
         type=duration,
         default=5.0,
-        help="seconds that a server has to answer, 5 by default",
+        help="seconds a server has to answer, 5 by default",
     )
 
 

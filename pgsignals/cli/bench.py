@@ -37,7 +37,7 @@ a handler, and how many arrive in a second.
   pgsignals bench --size 2000              payloads of 2,000 bytes
   pgsignals bench --json | jq .latency.p99
 
-It notifies on a channel of its own, so that nobody hears it; but every listening session of the
+It notifies on a channel of its own, so that no handler hears it; but every listening session of the
 database is woken up, and the server works as hard as it can while throughput is measured.
 """
 
@@ -110,7 +110,7 @@ class Throughput:
 
 
 class FailedError(Error):
-    """Nothing can be said of what was measured."""
+    """The measurement is invalid."""
 
 
 def bench(args: argparse.Namespace) -> int:
@@ -186,7 +186,7 @@ class Meter:
             else:
                 if received >= count:
                     return at
-        raise FailedError("the listening session was lost meanwhile, so nothing can be said")
+        raise FailedError("the listening session was lost meanwhile, so the measurement is invalid")
 
     def latencies(self, db: Database, seconds: float) -> list[float]:
         """One at a time; the first, for which all has to be opened, does not count."""
@@ -262,11 +262,11 @@ def run_time(text: str) -> float:
     """Seconds, not too many."""
     if (value := duration(text)) <= LONGEST:
         return value
-    raise argparse.ArgumentTypeError(f"{text!r} is more than {LONGEST:g} seconds")
+    raise argparse.ArgumentTypeError(f"{text!r} must be at most {LONGEST:g} seconds")
 
 
 def payload_size(text: str) -> int:
     """Bytes."""
     if SMALLEST <= (value := count(text)) <= LARGEST:
         return value
-    raise argparse.ArgumentTypeError(f"{text!r} is not between {SMALLEST} and {LARGEST} bytes")
+    raise argparse.ArgumentTypeError(f"{text!r} must be between {SMALLEST} and {LARGEST} bytes")

@@ -53,8 +53,8 @@ With several databases each line begins with the name of one, and a tab.
 
 --exec runs a command for each notification, instead of printing it: one at a time, in their order.
 Its standard input is the payload; PGSIGNALS_CHANNEL, PGSIGNALS_DATABASE (host, port and name) and
-PGSIGNALS_PID (the server process that notified) are in its environment. A notification is data of
-strangers: a shell sees it only where --shell was asked for and the command itself expands it.
+PGSIGNALS_PID (the server process that notified) are in its environment. Payloads are untrusted: a
+shell sees one only with --shell, and only if the command itself expands it.
 
 On standard error it says when it listens, when the session is lost, when it listens again, and for
 which time notifications may be missing (a gap). It goes on over restarts of the server.
@@ -62,9 +62,9 @@ which time notifications may be missing (a gap). It goes on over restarts of the
 
 ABOUT_STATUS = f"""\
 {WHERE}
-Exit status: 0 after --count notifications, at the end of --timeout, or when nobody reads the output
-any more; 1 when --timeout came before --count, when a command of --exec failed, or no connection
-could be made at the start; 130 after Ctrl-C, 143 after SIGTERM.
+Exit status: 0 after --count notifications, at the end of --timeout, or when the output is closed;
+1 when --timeout came before --count, when a command of --exec failed, or no connection could be
+made at the start; 130 after Ctrl-C, 143 after SIGTERM.
 """
 
 
@@ -190,7 +190,7 @@ class Listener:
         poll = select.poll()
         poll.register(self._waker, select.POLLIN)
         if sys.stdout is not None:
-            poll.register(sys.stdout, 0)  # tells when nobody reads it any more
+            poll.register(sys.stdout, 0)  # reports when its reader is gone
         while self.status is None and (left := deadline - time.monotonic()) > 0:
             for number, event in poll.poll(1000 * min(left, 86_400.0)):
                 if event & (select.POLLERR | select.POLLHUP):
@@ -284,7 +284,7 @@ def words_of(command: str) -> list[str] | None:
         return None
     if not words or shutil.which(words[0]) is None:
         name = words[0] if words else ""
-        say(f"no program {name!r} for --exec; what a shell has to read needs --shell")
+        say(f"no program {name!r} for --exec; shell syntax needs --shell")
         return None
     return words
 

@@ -24,8 +24,8 @@ Send one notification. The payload is text of at most 7,999 bytes, empty when no
 
   pgsignals notify orders
   pgsignals notify orders '{"id": 42}'
-  date | pgsignals notify orders -         the payload is standard input, in UTF-8, save one
-                                           newline at its end
+  date | pgsignals notify orders -         the payload is standard input, in UTF-8, without
+                                           one newline at its end
   pgsignals notify orders -- --urgent      "--" ends the options
 """
 
@@ -67,5 +67,5 @@ def read_payload() -> str:
     except OSError as error:
         reason = error.strerror or "it cannot be read"
     except UnicodeDecodeError as error:
-        reason = f"no UTF-8 at byte {error.start}"
+        reason = f"not UTF-8 at byte {error.start}"
     raise PayloadError(f"the payload on standard input: {reason}")

@@ -61,12 +61,12 @@ knows its databases and its settings, so DATABASE_URL does not count, and --dsn,
 
 The log says at the start what is served, and at the end how much has been handled.
 
---wait has it try again, for S seconds or without an end, while a database cannot be reached at the
-start: it is down or starting up, its name does not resolve, or it has not been created yet. What
-waiting does not help ends it at once: a refused login, a certificate, a standby, a pooler that
-cannot work.
+--wait makes it retry, for S seconds or for ever, while a database cannot be reached at the start:
+it is down or starting up, its name does not resolve, or it has not been created yet. Errors that
+waiting cannot fix end it at once: a refused login, a certificate, a standby, a pooler that cannot
+work.
 
-SIGTERM and Ctrl-C stop it: it reads no more, and runs the handlers of what it has received, for
+SIGTERM and Ctrl-C stop it: it stops reading, and runs the handlers of what it has received, for
 --stop-timeout seconds at most. A second one stops it at once.
 
 --metrics serves http://127.0.0.1:PORT/metrics for Prometheus, and /healthz, which answers 200 when
@@ -81,8 +81,8 @@ the start, when the module cannot be imported or holds nothing to run, when the 
 itself, or when the time of a stop ran out; 2 not understood.
 """
 
-# What waiting for a database does not help.  libpq gives reasons in words only; a refused login in
-# another language than English is waited for like a server that is down.
+# Failures that waiting for a database cannot fix.  libpq gives reasons in words only; a refusal
+# in another language than English is waited for like a server that is down.
 _STAYS = re.compile(
     r"cannot be read|definition of service|service file|certificate|does not support SSL|"
     r"invalid \S+ value|invalid port"
@@ -214,13 +214,13 @@ def check_handlers(reactor: Reactor, target: str) -> None:
     decorator = "@reactor.on_channel(...)" if its_own else "@pgsignals.on_channel(...)"
     hint = "" if its_own else f", or name a Reactor of its own: {target}:reactor"
     text = (
-        f"{target} registers no handlers, so nothing would ever come: put {decorator} above a "
-        f"function{hint}"
+        f"{target} registers no handlers, so it would never receive anything: put {decorator} "
+        f"above a function{hint}"
     )
     later = any(called_by(reactor.connected, database) for database in reactor.databases)
     if not later and not any(map(reactor.wanted, reactor.databases)):
         raise NotFoundError(text)
-    logger.warning("%s", text)  # somebody may register some while it runs
+    logger.warning("%s", text)  # some may be registered while it runs
 
 
 def served(reactor: Reactor) -> Iterator[tuple[str, list[str], list[Database]]]:

@@ -1,6 +1,6 @@
 """What commands print.
 
-What is received is data of strangers: it reaches a terminal with its control characters escaped.
+What is received is untrusted: it reaches a terminal with its control characters escaped.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def write(stream: TextIO | None, text: str) -> None:
 
     Python's own buffers have locks; a thread that is stuck in one must not keep us from ending.
 
-    :raises BrokenPipeError: nobody reads *stream* any more, or it was closed from the start.
+    :raises BrokenPipeError: the reader of *stream* is gone, or it was closed from the start.
     """
     if stream is None:  # its number may be a socket's by now
         raise BrokenPipeError
@@ -45,18 +45,18 @@ def put(stream: TextIO | None, line: str) -> None:
 
 
 def say(line: str) -> None:
-    """Tell the user, who is not obliged to listen."""
+    """Tell the user, on standard error; failures to write are ignored."""
     with contextlib.suppress(OSError):
         put(sys.stderr, f"pgsignals: {escape(line)}")
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Whether somebody looks at it."""
+    """Whether it is a terminal."""
     return stream is not None and stream.isatty()
 
 
 def can_draw(stream: TextIO | None) -> bool:
-    """Whether it is a terminal that can put text where it is told to."""
+    """Whether it is a terminal that can position the cursor."""
     return is_terminal(stream) and os.environ.get("TERM", "dumb") != "dumb"
 
 

@@ -1,4 +1,4 @@
-"""``pgsignals top``: what goes over channels, live."""
+"""``pgsignals top``: traffic on channels, live."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from pgsignals.cli.terminal import can_draw, escape, put, say
 from pgsignals.reactor import Reactor
 
 ABOUT = """\
-Show what goes over channels, as it goes: for each channel how many arrive, and the last payload;
+Show live traffic on channels: for each channel how many notifications arrive, and the last payload;
 for each database its state, how long it takes to answer, and how full its queue is.
 
   pgsignals top orders stock
@@ -45,12 +45,12 @@ for each database its state, how long it takes to answer, and how full its queue
   ?          show or hide these lines
   q          quit
 
-Standard output that is no terminal gets plain lines, and with --json an object, each --interval.
+On anything but a terminal it prints plain lines, or with --json an object, each --interval.
 """
 
 ABOUT_STATUS = f"""\
 {WHERE}
-Exit status: 0 after q, at the end of --timeout, or when nobody reads the output any more; 1 when no
+Exit status: 0 after q, at the end of --timeout, or when the output is closed; 1 when no
 connection could be made at the start; 130 after Ctrl-C, 143 after SIGTERM.
 """
 
@@ -64,7 +64,7 @@ def add(commands: Commands) -> None:
         "--interval", metavar="S", type=duration, default=1.0, help="seconds, 1 by default"
     )
     parser.add_argument("--timeout", metavar="S", type=seconds, help="end after S seconds")
-    add_probes(parser, 2.0)  # somebody is looking
+    add_probes(parser, 2.0)  # someone is watching
     parser.add_argument("--json", action="store_true", help="print JSON, an object each interval")
 
 
@@ -153,6 +153,6 @@ def top(args: argparse.Namespace) -> int:
     finally:
         reactor.stop(PATIENCE)
     if has_ended:
-        say("the reactor has ended by itself, which is a fault of pgsignals")
+        say("the reactor has ended by itself, which is a bug in pgsignals")
         return FAILED
     return 0

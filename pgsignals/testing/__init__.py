@@ -1,4 +1,4 @@
-"""What the tests of a program that listens or notifies need.
+"""Tools for testing programs that listen or notify.
 
 :func:`capture` collects what is notified, and proves that nothing was; :func:`settle` waits for
 handlers; :func:`kill_listener` and :class:`Proxy` are the faults.  Nothing here needs pytest; its

@@ -56,7 +56,7 @@ class Capture:
             else:
                 self._incomplete = AssertionError("the capture was left by an exception")
         except AssertionError as exc:
-            self._incomplete = exc  # for whoever asks
+            self._incomplete = exc  # raised when it is asked for more
         finally:
             self._over = True
             self._database.close()
@@ -88,7 +88,7 @@ class Capture:
     def one(self, timeout: float = TIMEOUT) -> Notification:
         """The next notification, and no other was committed before it had arrived.
 
-        :param timeout: seconds, for its arrival, and again for that of the mark that proves it.
+        :param timeout: seconds for its arrival, and again for that of the mark that proves it.
         :raises AssertionError: there is none in time, or more than one.
         """
         __tracebackhide__ = True
@@ -191,14 +191,14 @@ def capture(*channels: str, database: str | Database | Reactor) -> Capture:
 
     What was committed before the block began is not seen.
 
-    :param database: where: a connection string; or what else leads there, whose own session is
+    :param database: where: a connection string; or a Database or Reactor, whose own session is
         left alone.
-    :raises TypeError: no channels, or something else for *database*.
+    :raises TypeError: no channels, or a *database* of another type.
     :raises ChannelNameError: a name that PostgreSQL would not take unchanged.
     :raises ValueError: a reactor with several databases.
     """
     if not channels:
-        raise TypeError("capture wants the names of channels: capture('orders', database=dsn)")
+        raise TypeError("capture needs the names of channels: capture('orders', database=dsn)")
     return Capture(beside(database), check_channels(channels))
 
 

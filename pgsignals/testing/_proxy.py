@@ -1,4 +1,4 @@
-"""A TCP proxy before a server, for the faults of networks."""
+"""A TCP proxy in front of a server, to simulate network faults."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class _Flow:
 
 
 class Proxy:
-    """Forwards every connection to its *port* on 127.0.0.1 to a server, until told otherwise.
+    """Forwards every connection to its *port* on 127.0.0.1 to a server, with faults on request.
 
     A context manager that is at work from the start.  What a method does holds when it returns:
     nothing passes after :meth:`freeze`.
@@ -124,7 +124,7 @@ class Proxy:
     # -- faults --------------------------------------------------------------------------------
 
     def refuse(self) -> None:
-        """Refuse new connections; those that there are go on."""
+        """Refuse new connections; existing ones go on."""
         self._call(self._refuse)
 
     def accept(self) -> None:
@@ -174,7 +174,7 @@ class Proxy:
         self._call(cut_after)
 
     def cut(self) -> None:
-        """End all connections, as a proxy does that exits."""
+        """End all connections, as an exiting proxy does."""
         self._call(lambda: self._end(self._links, reset=False))
 
     def reset(self) -> None:

@@ -37,11 +37,11 @@ def wait_until(
 def deadline_in(timeout: float) -> float:
     """When *timeout* seconds from now will be over, by ``time.monotonic()``.
 
-    :raises TypeError: no number; also None, as a test ends.
+    :raises TypeError: not a number; also None, as a test must end.
     :raises ValueError: negative, or NaN.
     """
     if timeout is None:
-        raise TypeError("timeout is a number of seconds, not None")
+        raise TypeError("timeout must be a number of seconds, not None")
     return time.monotonic() + as_seconds(check_timeout(timeout))
 
 
