@@ -248,7 +248,18 @@ with context.Pool(2) as pool:
 #: As a C program that embeds Python forks, such as uWSGI.  PyDLL keeps the GIL.
 WITHOUT_HOOKS = """
 import ctypes
-os.fork = ctypes.PyDLL(None).fork
+
+def fork_from_c():
+    "While no thread demands the GIL: the child would wait for it to take it."
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(100)
+    try:
+        time.sleep(0.01)
+        return ctypes.PyDLL(None).fork()
+    finally:
+        sys.setswitchinterval(interval)
+
+os.fork = fork_from_c
 """
 
 #: The sockets of the listener, the control connection, a worker, a database of its own that was
@@ -339,8 +350,6 @@ for _ in range(3):
     "multiprocessing": MULTIPROCESSING,
     "every call, without Python's hooks": WITHOUT_HOOKS + EVERY_CALL,
     "stop, without Python's hooks": WITHOUT_HOOKS + STOP % "os._exit(0)",
-    "a reactor of its own, without Python's hooks": WITHOUT_HOOKS
-    + OWN.replace("sys.exit(0)", "os._exit(0)") % "",
     "stop closes every copy": CLOSES,
     "stop closes every copy, without Python's hooks": WITHOUT_HOOKS + CLOSES,
 }
@@ -429,11 +438,31 @@ for thread in threads:
 """
 
 
+#: As churn(), without computing: a thread that demands the GIL would hang a child of C's fork.
+HOLDS = """
+from pgsignals import signals
+
+def churn():
+    with mine._lock, reactor.connected._lock, pgsignals.channel("b")._lock, signals.default._lock:
+        held.release()
+        while not stopping:
+            time.sleep(0.05)
+
+held = threading.Semaphore(0)
+"""
+
+
 @pytest.mark.parametrize("hooks", [True, False], ids=["hooks", "no hooks"])
 def test_signals_in_a_child_whose_parent_held_their_locks(
     postgres: Postgres, dsn: str, admin: Admin, channel: str, hooks: bool
 ) -> None:
-    parent(postgres, admin, SIGNALS if hooks else WITHOUT_HOOKS + SIGNALS, f"fork_{channel}")
+    program = SIGNALS
+    if not hooks:
+        begin = "threads = [threading.Thread(target=churn, daemon=True) for _ in range(%d)]"
+        program = WITHOUT_HOOKS + program.replace(begin % 3, HOLDS + begin % 1)
+        program = program.replace("def child():", "held.acquire()\n\ndef child():")
+        program = program.replace("range(40)", "range(5)")
+    parent(postgres, admin, program, f"fork_{channel}")
 
 
 COMES_BACK = """
