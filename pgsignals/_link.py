@@ -68,6 +68,10 @@ LONGEST_CONNECT = 600.0
 HANGING = 2
 LOOK_AT_HANGING = 1.0
 
+#: Threads of one kind that may be out for one database, whether they hang or not: lives that are
+#: started and stopped again and again leave theirs behind.
+MOST_OUT = 16
+
 #: How soon to try again to send what a full socket did not take, in seconds.
 UNSENT = 0.02
 
@@ -336,18 +340,18 @@ class Link:
     ) -> None:
         """Run what may hang for ever in a user's ``connect=`` on a thread besides the reader."""
         self._told_hanging.discard(what)
-        errands, this = self.database.errands.setdefault(what, set()), object()
-        errands.add(this)
+        errands, this = self.database.errands.setdefault(what, {}), object()
+        errands[this] = time.monotonic()
 
         def errand() -> None:
             try:
                 run()
             finally:
-                errands.discard(this)
+                errands.pop(this, None)
                 self._reader.command(lambda: None)  # another one may wait for us
 
         def none(error: Exception) -> None:
-            errands.discard(this)
+            errands.pop(this, None)
             self.guarded(lambda: failed(error))
 
         self._reader.spawn(what, errand, none)
@@ -355,7 +359,7 @@ class Link:
     def _hang(self, what: str) -> bool:
         """Whether so many threads of a kind hang that another one would only hang, too; says so
         once."""
-        if len(self.database.errands.get(what, ())) < HANGING:
+        if not self._hanging(what, time.monotonic()):
             return False
         if what not in self._told_hanging:
             self._told_hanging.add(what)
@@ -365,6 +369,13 @@ class Link:
             )
             logger.warning("%s: %s", self.database.name, self.last_error)
         return True
+
+    def _hanging(self, what: str, now: float) -> bool:
+        """Whether :data:`HANGING` of them have been out for longer than an attempt may take, or so
+        many are out that the limit would not hold."""
+        begun = list(self.database.errands.get(what, {}).values())
+        late = sum(now - at >= self._connect_limit for at in begun)
+        return late >= HANGING or len(begun) >= MOST_OUT
 
     def _misfortune(self, error: Exception) -> None:
         """A step of ours has raised: give the session up, and begin with another one."""
@@ -974,8 +985,7 @@ class Link:
 
     def _no_sooner(self, what: str, now: float, at: float) -> float:
         """*at*, or a while later where threads hang, of which one may return unheard."""
-        hang = len(self.database.errands.get(what, ())) >= HANGING
-        return max(at, now + LOOK_AT_HANGING) if hang else at
+        return max(at, now + LOOK_AT_HANGING) if self._hanging(what, now) else at
 
     def _probed(self, results: list[Result]) -> None:
         now = time.monotonic()
@@ -1103,7 +1113,8 @@ class Link:
         level, self._canary_trouble = logging.DEBUG if said else logging.WARNING, self.last_error
         logger.log(level, "%s: %s", self.database.name, self.last_error)
         now = time.monotonic()
-        self._cannot_tell = now - asked < self._settings.probe_timeout / 2
+        refused = not isinstance(error, TimeoutError)
+        self._cannot_tell = refused and now - asked < self._settings.probe_timeout / 2
         self._canary_seen = now  # not a loss; the next attempt is an interval away
         if needs_care(error):
             self._canary_rests = now + self._backoff.slow_delay(self._reader.rng)

@@ -109,7 +109,7 @@ class Database:
         self._backend_id: int | None = None
         self._lost: ConnectionLostError | None = None
         self._watchers: Watchers = ()
-        self.errands: dict[str, set[object]] = {}
+        self.errands: dict[str, dict[object, float]] = {}
         """The running threads, over all lives of reactors, that connect for this database or use
         such a connection, each with its kind."""
         self.calm = False

@@ -150,6 +150,7 @@ def test_reason_that_is_the_systems_or_the_servers_is_told(dsn: str, admin: Admi
         with pytest.raises(ConnectError) as caught:
             Reactor(Database(connect=fail)).start()
         told[name] = str(caught.value)
-    assert told["OSError"] == "connect failed: ConnectionRefusedError: Connection refused"
-    assert told["gaierror"] == "connect failed: gaierror: Name or service not known"
+    name = "raising.<locals>.fail"  # of the database is that of its connect=
+    assert told["OSError"] == f"{name}: connect failed: ConnectionRefusedError: Connection refused"
+    assert told["gaierror"] == f"{name}: connect failed: gaierror: Name or service not known"
     assert "password authentication failed" in told["server"]

@@ -520,7 +520,7 @@ def test_child_that_comes_back_from_the_handler_runs_nothing_more_and_ends(
     program = COMES_BACK % how
     if batch:
         program = program.replace("@reactor.any_channel.connect\n", "")
-    parent(postgres, admin, program, f"fork_{channel}", expect="has come back from the handler")
+    parent(postgres, admin, program, f"fork_{channel}", expect="has returned from the handler")
 
 
 def test_two_hundred_forks_under_load(

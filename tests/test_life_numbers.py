@@ -205,7 +205,7 @@ def test_closed_database_has_no_number(connect: Connect, admin: Admin) -> None:
     with pytest.raises(ClosedError):
         database.fileno()
     assert database._session is not None
-    with pytest.raises(ClosedError, match="no socket"):
+    with pytest.raises(ClosedError, match="no longer has a socket"):
         database._session.fileno()
 
 

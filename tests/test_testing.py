@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import re
 import sys
 import threading
 import tomllib
@@ -31,6 +30,7 @@ from pgsignals.testing import (
 )
 from tests.support.admin import Admin
 from tests.support.arrivals import Connect, payloads
+from tests.support.pages import files
 from tests.support.waiting import PATIENCE, Background
 
 ROOT = Path(__file__).parents[1]
@@ -580,14 +580,10 @@ def test_fixtures_in_a_users_test(runs: Runs) -> None:
 
 
 def test_tests_of_the_documentation_pass(runs: Runs) -> None:
-    page = (ROOT / "docs" / "testing.md").read_text("utf-8")
-    [block] = [
-        text
-        for text in re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-        if "def test_" in text and "unittest" not in text
-    ]
+    shown = files(ROOT / "docs" / "testing.md")
+    modules = {name.removesuffix(".py"): text for name, text in shown.items()}
 
-    runs.run_with_server(test_docs=block).assert_outcomes(passed=2)
+    runs.run_with_server(**modules).assert_outcomes(passed=2)
 
 
 def test_failures_show_the_users_line_and_what_is_missing(runs: Runs) -> None:
