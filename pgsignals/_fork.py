@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import threading
 
 from pgsignals.errors import ForkedError
 
@@ -18,25 +16,6 @@ def _count() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_count)
-
-
-class ForkLock:
-    """A reentrant lock that is always free in a forked child: a thread of the parent, which does
-    not exist in the child, may have held it during the fork."""
-
-    __slots__ = ("_birth", "_lock")
-
-    def __init__(self) -> None:
-        self._birth, self._lock = Birth(), threading.RLock()
-
-    def __enter__(self) -> None:
-        if self._birth.elsewhere:
-            self._birth, self._lock = Birth(), threading.RLock()
-        self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(RuntimeError):  # a finalizer has forked, and the lock is new
-            self._lock.release()
 
 
 class Birth:
