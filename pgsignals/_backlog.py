@@ -160,8 +160,9 @@ class Segment:
         if channels is None:  # a lane of one channel
             return self.take(most) if channel == self.channel else []
         stop, end = self.begun, min(self._size, self.begun + most)
-        if channels.count(channel) == len(channels):
-            stop = end
+        step = 16  # a long run is counted in C; a short one must not cost the whole segment
+        while step <= end - stop and channels[stop : stop + step].count(channel) == step:
+            stop, step = stop + step, 2 * step
         while stop < end and channels[stop] == channel:
             stop += 1
         return self.take(stop - self.begun)
@@ -247,6 +248,12 @@ class Lane:
         self.busy = False
         self.queued = False
         self.at: Announcement | None = None  # the one it has reached and waits for
+
+    def is_next_of(self, channel: str | None) -> bool:
+        """Whether *channel* may go on with what follows the one that its worker has just begun;
+        for that worker."""
+        held = length_hint(self.held)
+        return not held or self.taken[-held][0] == channel
 
 
 Task: TypeAlias = tuple[Lane, Segment] | Announcement

@@ -221,9 +221,12 @@ class Workers:
                     if sessions:
                         worker.end_transactions()
                 elif plan.batch:
-                    batch = backlog.take_batch(lane, segment, notification, plan.piece)
-                    handled += len(batch) - 1
-                    self._run_batch(worker, link, plan, batch)
+                    if lane.is_next_of(channel):
+                        batch = backlog.take_batch(lane, segment, notification, plan.piece)
+                        handled += len(batch) - 1
+                        self._run_batch(worker, link, plan, batch)
+                    else:  # alone among others: neither a lock nor a pace is needed
+                        self._call_batch_handlers(worker, link, plan, [notification])
                     if self._forked:
                         break
                 elif plan.calls:
@@ -243,19 +246,27 @@ class Workers:
         self, worker: Worker, link: Origin, plan: Plan, notifications: list[Notification]
     ) -> None:
         began = time.perf_counter()
+        self._call_batch_handlers(worker, link, plan, notifications)
+        seconds = time.perf_counter() - began
+        plan.note_pace(len(notifications), seconds)
+        self._see_fork(seconds)
+
+    @calls_out
+    def _call_batch_handlers(
+        self, worker: Worker, link: Origin, plan: Plan, notifications: list[Notification]
+    ) -> None:
         if (handler := plan.only_batch) is not None and changes.count == plan.made_at:
             worker.handler, worker.at = handler, notifications
             try:
-                refuse_result(handler(link.database, notifications=notifications[:]))
+                result = handler(link.database, notifications=notifications[:])
+                if result is not None:
+                    refuse_result(result)
             except BaseException as exc:
                 self._fail(worker, link, plan.calls[0], notifications, handler, exc)
             if worker.sessions:
                 worker.end_transactions()
         else:
             self._call_each(worker, link, plan, notifications)
-        seconds = time.perf_counter() - began
-        plan.note_pace(len(notifications), seconds)
-        self._see_fork(seconds)
 
     def _see_fork(self, seconds: float) -> bool:
         """Whether what took so long has forked, and this is the child; to be asked before the
