@@ -310,9 +310,9 @@ def check_signature(handler: Any, keywords: tuple[str, ...], sender: str = "db")
             "__init__"
         )
     shape = ", ".join((sender, *(("*", *keywords) if keywords else ())))
-    problems = " and ".join(_problems(parameters, keywords, sender, needed))
+    problems = ", and ".join(_problems(parameters, keywords, sender, needed))
     raise TypeError(
-        f"{describe(handler)} cannot be called as a handler is here: {problems}; "
+        f"{describe(handler)} cannot be called as a handler: {problems}; "
         f"a handler looks like this: def {name}({shape}): ..."
     )
 
@@ -343,7 +343,7 @@ def _problems(
     if first is None and Parameter.VAR_POSITIONAL not in kinds:
         problems.append(f"it takes no {sender}")
     if needed:
-        problems.append(f"it needs {', '.join(needed)}, which it is not given")
+        problems.append(f"it needs {', '.join(needed)}, which is not given")
     named = {one.name for one in parameters if one.kind is not Parameter.POSITIONAL_ONLY}
     unknown = [name for name in keywords if name not in named]
     if unknown and Parameter.VAR_KEYWORD not in kinds:

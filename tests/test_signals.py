@@ -848,11 +848,11 @@ class Needs:
 
 
 MISFIT: list[tuple[Any, dict[str, Any], str]] = [
-    (other_name, {}, r"it needs n, which it is not given and it does not take notification"),
+    (other_name, {}, r"it needs n, which is not given, and it does not take notification"),
     (one, {}, r"one cannot be called .*it does not take notification.*def one\(db, \*, notif"),
-    (none, {}, r"it takes no db and it does not take notification"),
+    (none, {}, r"it takes no db, and it does not take notification"),
     (swallows, {}, r"its first parameter, notification, would be the db"),
-    (only_position, {}, r"needs notification.*and it does not take notification"),
+    (only_position, {}, r"needs notification.*, and it does not take notification"),
     (print, {}, r"it does not take notification"),
     (Needs, {}, r"Needs cannot .*it does not take notification"),
     (lambda: None, {}, r"def handler\(db, \*, notification\)"),
