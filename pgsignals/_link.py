@@ -927,6 +927,8 @@ class Link:
             self.fail("silent", "the server has not answered in time")
         if self._lag_due <= now:
             self._lag_at = None
+            # It must be heard of before the deadline, also by a reader that waits for space.
+            self._answer_by = max(self._answer_by or 0.0, now + self._answer_limit / 2)
             if now < self._canary_rests:
                 self._cannot_tell = True
             elif self._canary_asked is None:
