@@ -40,6 +40,9 @@ WORKERS_WITHIN = 1.0
 #: How long a reactor may drain when the program ends, in seconds.
 AT_EXIT = 1.0
 
+#: The longest wait of one step in C, in seconds.
+SLICE = 1.0
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -190,13 +193,22 @@ class Life:
             return self.over
         within = None if seconds is None else min(seconds, threading.TIMEOUT_MAX)
         if here is None:
-            return self._done.wait(within)
+            return self._await_end(within)
         me = threading.get_ident()
         here._waits[me] = self  # before the look, so that of two threads at least one sees it
         try:
-            return self.over if self._waits_for(here) else self._done.wait(within)
+            return self.over if self._waits_for(here) else self._await_end(within)
         finally:
             del here._waits[me]
+
+    def _await_end(self, within: float | None) -> bool:
+        # In slices: an OS signal that comes just before a wait in C has its handler run only
+        # after the wait.
+        by = None if within is None else time.monotonic() + within
+        while not self._done.wait(SLICE if by is None else min(SLICE, by - time.monotonic())):
+            if by is not None and time.monotonic() >= by:
+                return False
+        return True
 
     def _waits_for(self, other: Life) -> bool:
         """Whether our end waits for the end of *other*, because a thread of ours does."""
