@@ -34,8 +34,10 @@ from unittest import mock
 import psycopg
 
 from benchmarks.rig import BenchmarkError, say
-from pgsignals import Reactor, _link, _reader
-from pgsignals._channels import PROBE_CHANNEL
+from pgsignals import Reactor
+from pgsignals._engine import reader as _reader
+from pgsignals._pure.names import PROBE_CHANNEL
+from pgsignals._sources import listen as _link
 from pgsignals.embedded import EmbeddedError, Postgres
 
 #: The ways, with what the table calls them.

@@ -16,7 +16,6 @@ import blinker
 from pygments.lexers.sql import PostgresLexer
 
 import pgsignals
-import pgsignals._types
 
 project = "pgsignals"
 author = "pgsignals contributors"
@@ -135,5 +134,4 @@ def setup(app: Any) -> None:
     app.connect("missing-reference", find_public)
     app.add_lexer("sql", PostgresLexer)  # the other one does not know $$
     send_home(pgsignals)
-    pgsignals._types.Database = pgsignals.Database  # imported there for type checkers only
     blinker.Signal.__module__ = "blinker"

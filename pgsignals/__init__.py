@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pgsignals._types import DatabaseStatus, Gap, Notification, Status
+from pgsignals._pure.values import Notification
+from pgsignals._sources.reports import DatabaseStatus, Gap, Status
 from pgsignals.database import Database, connect
 from pgsignals.errors import (
     ChannelNameError,

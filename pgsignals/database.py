@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, Self, TypeAlias, TypeVar
 
-from pgsignals import _driver
-from pgsignals._channels import check_channels, check_unlisten, listen_sql, notify_items
-from pgsignals._driver import SHARE, Session
-from pgsignals._fork import Birth
-from pgsignals._reentry import calls_out, reentered
-from pgsignals._statements import LISTENING
-from pgsignals._types import Notification
+from pgsignals._pure.names import check_channels, check_unlisten, listen_sql, notify_items
+from pgsignals._pure.statements import LISTENING
+from pgsignals._pure.values import Notification
+from pgsignals._runtime.fork import Birth
+from pgsignals._runtime.reentry import calls_out, reentered
+from pgsignals._wire import session as _driver
+from pgsignals._wire.session import SHARE, Session
 from pgsignals.errors import (
     ClosedError,
     ConnectError,
@@ -180,7 +180,7 @@ class Database:
         """Another connection to the same database, not in use yet.  Blocks.
 
         :param within: seconds for all hosts together; a user's ``connect=`` has its own.
-        :param logged: see :func:`pgsignals._driver.call_connect`.
+        :param logged: see :func:`pgsignals._wire.session.call_connect`.
         """
         if self._wrapped:
             raise ConnectionStateError(

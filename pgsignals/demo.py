@@ -33,7 +33,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from pgsignals._types import Gap, Notification
+from pgsignals._pure.values import Notification
+from pgsignals._sources.reports import Gap
 from pgsignals.database import Database, connect
 from pgsignals.embedded import Postgres
 from pgsignals.errors import ConnectionLostError

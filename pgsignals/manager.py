@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal
 from typing import Any, Protocol, TypeAlias
 
-from pgsignals._burst import Burst
-from pgsignals._fork import Birth
-from pgsignals._log import Log
-from pgsignals._types import Notification
-from pgsignals._waker import Waker
+from pgsignals._pure.burst import Burst
+from pgsignals._pure.values import Notification
+from pgsignals._runtime.fork import Birth
+from pgsignals._runtime.log import Log
+from pgsignals._wire.waker import Waker
 from pgsignals.errors import Error
 
 logger = Log("pgsignals.manager")

@@ -11,15 +11,15 @@ from collections.abc import Callable, Collection, Iterable
 from types import FrameType
 from typing import Any, Self, get_args
 
-from pgsignals._backlog import Policy
-from pgsignals._channels import ALL, check_handled, check_unlisten, notify_items
-from pgsignals._fork import Birth
-from pgsignals._handlers import refuse_coroutine_function, typed, typed_on
-from pgsignals._life import Life, Plan
-from pgsignals._link import Settings
-from pgsignals._log import Log
-from pgsignals._reentry import calls_out, reentered
-from pgsignals._types import DatabaseStatus, Status
+from pgsignals._dispatch.backlog import Policy
+from pgsignals._dispatch.handlers import refuse_coroutine_function, typed, typed_on
+from pgsignals._engine.life import Life, Plan
+from pgsignals._pure.names import ALL, check_handled, check_unlisten, notify_items
+from pgsignals._runtime.fork import Birth
+from pgsignals._runtime.log import Log
+from pgsignals._runtime.reentry import calls_out, reentered
+from pgsignals._sources.listen import Settings
+from pgsignals._sources.reports import DatabaseStatus, Status
 from pgsignals.database import Database
 from pgsignals.errors import ClosedError, ConnectionStateError
 from pgsignals.manager import as_seconds, check_timeout

@@ -26,16 +26,16 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 import blinker
 from blinker._utilities import make_id, make_ref
 
-from pgsignals._channels import check_handled
-from pgsignals._decode import decoder
-from pgsignals._handlers import (
+from pgsignals._dispatch.handlers import (
     REACTOR_SIGNALS,
     check_signature,
     describe,
     typed,
     typed_on,
 )
-from pgsignals._log import Log
+from pgsignals._pure.decode import decoder
+from pgsignals._pure.names import check_handled
+from pgsignals._runtime.log import Log
 from pgsignals.database import Database
 
 logger = Log("pgsignals.reactor")

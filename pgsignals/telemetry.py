@@ -28,8 +28,9 @@ from opentelemetry import metrics, trace
 from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation
 from opentelemetry.trace import SpanKind, StatusCode, Tracer, TracerProvider
 
-from pgsignals._handlers import describe, refuse_result
-from pgsignals._types import DatabaseStatus, Notification, Status
+from pgsignals._dispatch.handlers import describe, refuse_result
+from pgsignals._pure.values import Notification
+from pgsignals._sources.reports import DatabaseStatus, Status
 from pgsignals.database import Database
 from pgsignals.errors import ForkedError
 from pgsignals.reactor import Reactor

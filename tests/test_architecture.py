@@ -17,28 +17,21 @@ PACKAGE = ROOT / "pgsignals"
 
 # A module imports from the lines above its own only.  A new module needs a place here.
 LEVELS: list[set[str]] = [
-    {"_decode", "_types", "errors"},
-    {
-        "_backoff",
-        "_burst",
-        "_channels",
-        "_conninfo",
-        "_fork",
-        "_handlers",
-        "_log",
-        "_reentry",
-        "_statements",
-        "_states",
-        "_waker",
-        "embedded",
-    },
-    {"_backlog", "_driver", "manager"},
+    {"errors", "_pure", "_runtime", "_wire", "_sources", "_dispatch", "_engine"},
+    {"_pure.backoff", "_pure.conninfo", "_pure.decode", "_pure.states", "_pure.values"},
+    {"_pure.burst", "_pure.names", "_pure.statements"},
+    {"_runtime.fork", "_runtime.log", "_runtime.reentry"},
+    {"_wire.waker", "embedded"},
+    {"_wire.session", "manager"},
     {"database"},
+    {"_wire.sessions"},
+    {"_sources.reports"},
+    {"_dispatch.backlog", "_dispatch.handlers"},
     {"signals"},
-    {"_control", "_workers"},
-    {"_link"},
-    {"_reader"},
-    {"_life"},
+    {"_dispatch.workers"},
+    {"_sources.listen"},
+    {"_engine.reader"},
+    {"_engine.life"},
     {"reactor"},
     {"testing._waiting"},
     {"testing._handlers", "testing._proxy", "testing._sessions"},
@@ -70,23 +63,13 @@ ONLY_IN: dict[str, set[str]] = {
     "opentelemetry": {"telemetry"},
     "pickle": set(),
     "prometheus_client": {"cli._metrics"},
-    "psycopg": {"_driver"},
+    "psycopg": {"_wire.session"},
     "rich": {"cli._screen"},
     "yaml": set(),
 }
 
 # Time, chance and the outside world are arguments of these.
-PURE = {
-    "_backoff",
-    "_channels",
-    "_conninfo",
-    "_decode",
-    "_handlers",
-    "_statements",
-    "_states",
-    "_types",
-    "errors",
-}
+PURE = {"errors", *(module for module in LEVEL_OF if module.startswith("_pure"))}
 IMPURE = {"os", "queue", "select", "selectors", "socket", "subprocess", "threading", "time"}
 
 # Who may call these; nobody else does.
@@ -94,7 +77,7 @@ CALLED_IN: dict[str, set[str]] = {
     "eval": set(),
     "exec": set(),
     "print": {"cli.arguments", "cli.completion", "demo"},
-    "time.time": {"_reader"},  # what operators compare with a clock on the wall
+    "time.time": {"_engine.reader"},  # what operators compare with a clock on the wall
 }
 
 MACHINE_PATHS = re.compile(r"(?<![\w.])/[w]ork/|\.\./[s]hared")

@@ -19,11 +19,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgsignals import _workers
-from pgsignals._backlog import RUN, TURN, Backlog, Drops, Policy, Segment
-from pgsignals._burst import Burst
-from pgsignals._types import Notification
-from pgsignals._workers import Plan, Workers
+from pgsignals._dispatch import workers as _workers
+from pgsignals._dispatch.backlog import RUN, TURN, Backlog, Drops, Policy, Segment
+from pgsignals._dispatch.workers import Plan, Workers
+from pgsignals._pure.burst import Burst
+from pgsignals._pure.values import Notification
 from pgsignals.signals import Channels, OrderedSignal
 from tests.support.waiting import PATIENCE, Background, wait_until
 

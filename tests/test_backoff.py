@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from pgsignals._backoff import Backoff
+from pgsignals._pure.backoff import Backoff
 
 
 class Extreme(random.Random):

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgsignals._burst import Burst, named
-from pgsignals._types import Notification
+from pgsignals._pure.burst import Burst, named
+from pgsignals._pure.values import Notification
 
 SENT = [
     Notification("a", "1", 7),

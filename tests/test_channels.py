@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgsignals._channels import (
+from pgsignals._pure.names import (
     check_channel,
     check_channels,
     check_payload,

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from pgsignals import Database, Reactor
-from pgsignals._statements import ROUND_TRIP, round_trip
+from pgsignals._pure.statements import ROUND_TRIP, round_trip
 from pgsignals.cli import _checks
 from pgsignals.cli._checks import examine
 from pgsignals.cli._findings import Finding

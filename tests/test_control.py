@@ -10,8 +10,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgsignals import ClosedError, Database, Reactor, _control
-from pgsignals._control import Control
+from pgsignals import ClosedError, Database, Reactor
+from pgsignals._wire import sessions as _control
+from pgsignals._wire.sessions import Control
 from tests.support.admin import Admin
 from tests.support.arrivals import Connect, payloads, take
 from tests.support.waiting import AT_ONCE, PATIENCE, Background, wait_until

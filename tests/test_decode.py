@@ -18,7 +18,7 @@ import pydantic.dataclasses
 import pytest
 
 from pgsignals import Database, Notification, Reactor
-from pgsignals._decode import decoder
+from pgsignals._pure.decode import decoder
 from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[1]

@@ -17,9 +17,10 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgsignals import Database, Notification, Reactor, _driver
-from pgsignals._channels import PROBE_CHANNEL
-from pgsignals._driver import (
+from pgsignals import Database, Notification, Reactor
+from pgsignals._pure.names import PROBE_CHANNEL
+from pgsignals._wire import session as _driver
+from pgsignals._wire.session import (
     CONNECT_TIMEOUT,
     FEW,
     READS,

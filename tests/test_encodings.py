@@ -11,7 +11,7 @@ import pytest
 
 import pgsignals
 from pgsignals import Database, NotificationManager, Reactor
-from pgsignals._statements import ROUND_TRIP, digest_of
+from pgsignals._pure.statements import ROUND_TRIP, digest_of
 from pgsignals.embedded import Postgres
 from pgsignals.errors import ConnectionLostError, EncodingError, PayloadError
 from tests.support.admin import Admin

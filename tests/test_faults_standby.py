@@ -9,7 +9,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgsignals import ConnectError, Database, Reactor, StandbyError, _link
+from pgsignals import ConnectError, Database, Reactor, StandbyError
+from pgsignals._sources import listen as _link
 from pgsignals.embedded import Postgres
 from tests.programs.fault_rig import (
     BUSY,

@@ -24,8 +24,8 @@ from pgsignals import (
     Database,
     Notification,
     Reactor,
-    _control,
 )
+from pgsignals._wire import sessions as _control
 from pgsignals.testing import Proxy
 from tests.support.admin import Admin
 from tests.support.waiting import Background, wait_until
@@ -418,7 +418,7 @@ def test_keyboard_interrupt_at_any_line_of_start(dsn: str, channel: str, admin: 
     reactor = Reactor(dsn, channels=[channel], probe_interval=None, name=f"pgsignals-{channel}")
     names = {
         "pgsignals.reactor": {"start", "_begin"},
-        "pgsignals._life": {"start", "_start", "__init__"},
+        "pgsignals._engine.life": {"start", "_start", "__init__"},
     }
     lines = 0
 

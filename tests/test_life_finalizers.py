@@ -28,16 +28,16 @@ from pgsignals import (
     Notification,
     NotificationManager,
     Reactor,
-    _backlog,
-    _control,
-    _driver,
-    _link,
-    _reader,
-    _workers,
 )
 from pgsignals import (
     channel as module_channel,
 )
+from pgsignals._dispatch import backlog as _backlog
+from pgsignals._dispatch import workers as _workers
+from pgsignals._engine import reader as _reader
+from pgsignals._sources import listen as _link
+from pgsignals._wire import session as _driver
+from pgsignals._wire import sessions as _control
 from tests.support.admin import Admin
 from tests.support.arrivals import Connect
 from tests.support.waiting import AT_ONCE, Background, wait_until

@@ -16,7 +16,7 @@ import psycopg
 import pytest
 
 from pgsignals import ClosedError, Database, Error, NotificationManager, Reactor
-from pgsignals._driver import Session
+from pgsignals._wire.session import Session
 from tests.support.admin import Admin
 from tests.support.arrivals import Connect
 from tests.support.waiting import AT_ONCE, Background, wait_until

@@ -17,8 +17,9 @@ from typing import Any, TypeAlias
 import psycopg
 import pytest
 
-from pgsignals import Database, Notification, NotificationManager, _driver
-from pgsignals._waker import Waker
+from pgsignals import Database, Notification, NotificationManager
+from pgsignals._wire import session as _driver
+from pgsignals._wire.waker import Waker
 from pgsignals.errors import ConnectionLostError
 from pgsignals.testing import Proxy, kill_listener
 from tests.support.admin import Admin, stopped

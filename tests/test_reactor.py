@@ -25,10 +25,10 @@ from pgsignals import (
     Error,
     Notification,
     Reactor,
-    _reader,
     channel,
     on_channel,
 )
+from pgsignals._engine import reader as _reader
 from pgsignals.testing import Proxy, kill_listener
 from tests.support.admin import Admin, stopped
 from tests.support.arrivals import Connect

@@ -13,7 +13,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgsignals import Database, Reactor, _life
+from pgsignals import Database, Reactor
+from pgsignals._engine import life as _life
 from pgsignals.testing import Proxy
 from tests.programs.fault_rig import QUICK, Witness, session_of
 from tests.support.admin import Admin, stopped

@@ -10,7 +10,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgsignals import Database, Notification, Reactor, _life, _reader
+from pgsignals import Database, Notification, Reactor
+from pgsignals._engine import life as _life
+from pgsignals._engine import reader as _reader
 from pgsignals.testing import Proxy
 from tests.support.admin import Admin, stopped
 from tests.support.arrivals import Connect

@@ -16,8 +16,11 @@ from typing import Any
 import pytest
 
 import pgsignals
-from pgsignals import Database, Gap, Notification, Reactor, _driver, _link, _workers, on_channel
-from pgsignals._burst import Burst
+from pgsignals import Database, Gap, Notification, Reactor, on_channel
+from pgsignals._dispatch import workers as _workers
+from pgsignals._pure.burst import Burst
+from pgsignals._sources import listen as _link
+from pgsignals._wire import session as _driver
 from tests.support.admin import Admin
 from tests.support.waiting import PATIENCE, Background, wait_until
 

@@ -19,10 +19,10 @@ from pgsignals import (
     Gap,
     Notification,
     Reactor,
-    _reader,
-    _statements,
 )
-from pgsignals._link import Link
+from pgsignals._engine import reader as _reader
+from pgsignals._pure import statements as _statements
+from pgsignals._sources.listen import Link
 from pgsignals.embedded import Postgres
 from pgsignals.testing import kill_listener
 from tests.support.admin import Admin

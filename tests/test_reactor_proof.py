@@ -10,7 +10,7 @@ import psycopg
 from psycopg import sql
 
 from pgsignals import Database, Notification, Reactor
-from pgsignals._channels import PROBE_CHANNEL
+from pgsignals._pure.names import PROBE_CHANNEL
 from pgsignals.embedded import Postgres
 from tests.programs.fault_rig import Censor, Witness, now, session_of
 from tests.support.admin import Admin

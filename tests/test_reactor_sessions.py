@@ -17,9 +17,9 @@ from pgsignals import (
     Database,
     Notification,
     Reactor,
-    _control,
-    _reader,
 )
+from pgsignals._engine import reader as _reader
+from pgsignals._wire import sessions as _control
 from pgsignals.testing import Proxy
 from tests.support.admin import Admin
 from tests.support.arrivals import Connect, everything, payloads

@@ -15,7 +15,7 @@ import pytest
 
 import pgsignals
 from pgsignals import ChannelNameError, Database, Gap, Notification, Reactor, on, on_channel
-from pgsignals import _workers as workers_module
+from pgsignals._dispatch import workers as workers_module
 from pgsignals.testing import Proxy, isolated_handlers
 from tests.support.admin import Admin
 from tests.support.waiting import PATIENCE, wait_until

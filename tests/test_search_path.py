@@ -19,7 +19,10 @@ import psycopg
 import pytest
 
 import pgsignals
-from pgsignals import Database, Gap, Notification, Reactor, _channels, _link, _statements, testing
+from pgsignals import Database, Gap, Notification, Reactor, testing
+from pgsignals._pure import names as _channels
+from pgsignals._pure import statements as _statements
+from pgsignals._sources import listen as _link
 from pgsignals.cli._checks import OLD_ROUND_TRIP_BEGINS
 from pgsignals.embedded import Postgres
 from tests.support.arrivals import Connect, payloads, take

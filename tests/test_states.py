@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from pgsignals._states import TRANSITIONS, Event, IllegalTransitionError, Proof, State, after
+from pgsignals._pure.states import TRANSITIONS, Event, IllegalTransitionError, Proof, State, after
 from pgsignals.errors import Error
 
 LEGAL = {

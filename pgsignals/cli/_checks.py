@@ -14,9 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from pgsignals._driver import Session, versions
-from pgsignals._link import OLDEST_SERVER, QUEUE_ALARM
-from pgsignals._statements import (
+from pgsignals._pure.statements import (
     GUARDS,
     QUEUE_HOLDERS,
     QUEUE_USAGE,
@@ -24,6 +22,8 @@ from pgsignals._statements import (
     WHO,
     describe_holder,
 )
+from pgsignals._sources.listen import OLDEST_SERVER, QUEUE_ALARM
+from pgsignals._wire.session import Session, versions
 from pgsignals.cli._delivery import Delivery
 from pgsignals.cli._findings import Finding, for_refusal
 from pgsignals.cli._notifiers import channel_findings

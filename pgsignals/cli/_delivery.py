@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from pgsignals._types import Notification
+from pgsignals._pure.values import Notification
 from pgsignals.cli._findings import Finding, for_refusal
 from pgsignals.database import Database
 from pgsignals.errors import Error, PoolerError, StandbyError

@@ -31,8 +31,9 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from pgsignals._handlers import describe, refuse_result
-from pgsignals._types import DatabaseStatus, Notification
+from pgsignals._dispatch.handlers import describe, refuse_result
+from pgsignals._pure.values import Notification
+from pgsignals._sources.reports import DatabaseStatus
 from pgsignals.database import Database
 from pgsignals.errors import Error
 from pgsignals.reactor import Reactor

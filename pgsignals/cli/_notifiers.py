@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from pgsignals._channels import MAX_CHANNEL_BYTES
-from pgsignals._statements import ROUND_TRIP_BEGINS
+from pgsignals._pure.names import MAX_CHANNEL_BYTES
+from pgsignals._pure.statements import ROUND_TRIP_BEGINS
 from pgsignals.cli._findings import Finding
 
 Ask: TypeAlias = Callable[[str], list[tuple[Any, ...]]]

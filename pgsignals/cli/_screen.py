@@ -25,8 +25,8 @@ from rich.console import Console, Group, JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pgsignals._types import DatabaseStatus
-from pgsignals._waker import Waker
+from pgsignals._sources.reports import DatabaseStatus
+from pgsignals._wire.waker import Waker
 from pgsignals.cli._watch import Picture, Row, Watch
 from pgsignals.cli.terminal import escape, write
 from pgsignals.reactor import Reactor

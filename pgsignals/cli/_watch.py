@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from pgsignals._types import DatabaseStatus, Gap, Notification
+from pgsignals._pure.values import Notification
+from pgsignals._sources.reports import DatabaseStatus, Gap
 from pgsignals.database import Database
 from pgsignals.errors import ConnectionLostError
 from pgsignals.reactor import Reactor

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from importlib import metadata
 from typing import Any, NoReturn, TypeAlias
 
-from pgsignals._channels import check_channel
+from pgsignals._pure.names import check_channel
 from pgsignals.cli.terminal import say
 from pgsignals.errors import ChannelNameError, ConnectError
 

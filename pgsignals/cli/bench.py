@@ -13,7 +13,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-from pgsignals._types import Gap, Notification
+from pgsignals._pure.values import Notification
+from pgsignals._sources.reports import Gap
 from pgsignals.cli.arguments import (
     WHERE,
     Commands,

@@ -16,8 +16,9 @@ import time
 from collections.abc import Sequence
 from datetime import datetime
 
-from pgsignals._types import Gap, Notification
-from pgsignals._waker import Waker
+from pgsignals._pure.values import Notification
+from pgsignals._sources.reports import Gap
+from pgsignals._wire.waker import Waker
 from pgsignals.cli.arguments import (
     FAILED,
     MISUSED,

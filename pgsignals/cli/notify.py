@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from pgsignals._channels import check_payload
+from pgsignals._pure.names import check_payload
 from pgsignals.cli.arguments import (
     MISUSED,
     NAME,

@@ -20,9 +20,9 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
 
-from pgsignals._backoff import Backoff
-from pgsignals._driver import needs_care
-from pgsignals._handlers import describe
+from pgsignals._dispatch.handlers import describe
+from pgsignals._pure.backoff import Backoff
+from pgsignals._wire.session import needs_care
 from pgsignals.cli.arguments import (
     FAILED,
     MISUSED,

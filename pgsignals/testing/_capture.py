@@ -8,8 +8,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol, Self
 
-from pgsignals._channels import check_channels
-from pgsignals._types import Notification
+from pgsignals._pure.names import check_channels
+from pgsignals._pure.values import Notification
 from pgsignals.database import Database
 from pgsignals.errors import ClosedError, ConnectionLostError
 from pgsignals.reactor import Reactor

@@ -8,8 +8,8 @@ import secrets
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from pgsignals._handlers import describe
-from pgsignals._types import Notification
+from pgsignals._dispatch.handlers import describe
+from pgsignals._pure.values import Notification
 from pgsignals.database import Database
 from pgsignals.errors import ClosedError
 from pgsignals.reactor import Reactor

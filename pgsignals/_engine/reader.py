@@ -14,11 +14,11 @@ from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from typing import Any
 
-from pgsignals._backlog import Backlog
-from pgsignals._driver import Session
-from pgsignals._link import Events, Link, Settings, now_utc
-from pgsignals._log import Log
-from pgsignals._states import State
+from pgsignals._dispatch.backlog import Backlog
+from pgsignals._pure.states import State
+from pgsignals._runtime.log import Log
+from pgsignals._sources.listen import Events, Link, Settings, now_utc
+from pgsignals._wire.session import Session
 from pgsignals.database import Database
 from pgsignals.errors import ConnectError
 from pgsignals.manager import NotificationManager

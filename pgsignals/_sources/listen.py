@@ -18,14 +18,12 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Literal, Protocol, TypeAlias
 
-from pgsignals._backlog import Drops, Hold, Policy
-from pgsignals._backoff import Backoff
-from pgsignals._burst import Burst
-from pgsignals._channels import PROBE_CHANNEL, listen_sql
-from pgsignals._control import Control
-from pgsignals._driver import Result, Session, needs_care
-from pgsignals._log import Log
-from pgsignals._statements import (
+from pgsignals._dispatch.backlog import Drops, Hold, Policy
+from pgsignals._dispatch.workers import Plan
+from pgsignals._pure.backoff import Backoff
+from pgsignals._pure.burst import Burst
+from pgsignals._pure.names import PROBE_CHANNEL, listen_sql
+from pgsignals._pure.statements import (
     LISTENING,
     PARTS,
     QUEUE_HOLDERS,
@@ -36,9 +34,12 @@ from pgsignals._statements import (
     guard,
     round_trip,
 )
-from pgsignals._states import Event, Proof, State, after
-from pgsignals._types import DatabaseStatus, Gap, Notification
-from pgsignals._workers import Plan
+from pgsignals._pure.states import Event, Proof, State, after
+from pgsignals._pure.values import Notification
+from pgsignals._runtime.log import Log
+from pgsignals._sources.reports import DatabaseStatus, Gap
+from pgsignals._wire.session import Result, Session, needs_care
+from pgsignals._wire.sessions import Control
 from pgsignals.database import Database
 from pgsignals.errors import (
     ConnectError,
@@ -93,7 +94,7 @@ DOES = dict(
     zip(PARTS, ("watching the queue", "seeing a standby", "seeing lost registrations"), strict=True)
 )
 
-#: What is read at once, see :data:`pgsignals._driver.READS`: more than by a manager, as each
+#: What is read at once, see :data:`pgsignals._wire.session.READS`: more than by a manager, as each
 #: hand-over to another thread costs as much as dozens of notifications.
 READS = 32
 

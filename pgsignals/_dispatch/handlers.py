@@ -12,8 +12,9 @@ from collections.abc import Callable, Coroutine
 from inspect import Parameter
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeAlias, TypeVar, overload
 
-from pgsignals._decode import Dataclass, Decode, V
-from pgsignals._types import Gap, Notification
+from pgsignals._pure.decode import Dataclass, Decode, V
+from pgsignals._pure.values import Notification
+from pgsignals._sources.reports import Gap
 from pgsignals.errors import ConnectionLostError
 
 if TYPE_CHECKING:

@@ -14,15 +14,15 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
-from pgsignals._backlog import Backlog, Policy
-from pgsignals._driver import Session
-from pgsignals._fork import Birth
-from pgsignals._link import Link, Reason, Settings
-from pgsignals._log import Log
-from pgsignals._reader import Reader
-from pgsignals._reentry import calls_out, reentered
-from pgsignals._types import Gap
-from pgsignals._workers import Workers, current_worker, own_session, work_for, works_for
+from pgsignals._dispatch.backlog import Backlog, Policy
+from pgsignals._dispatch.workers import Workers, current_worker, own_session, work_for, works_for
+from pgsignals._engine.reader import Reader
+from pgsignals._runtime.fork import Birth
+from pgsignals._runtime.log import Log
+from pgsignals._runtime.reentry import calls_out, reentered
+from pgsignals._sources.listen import Link, Reason, Settings
+from pgsignals._sources.reports import Gap
+from pgsignals._wire.session import Session
 from pgsignals.database import Database, send
 from pgsignals.errors import ClosedError, ConnectionLostError, ConnectionStateError
 from pgsignals.signals import Channels, OrderedSignal
@@ -78,7 +78,7 @@ class Life:
 
     A finalizer, an OS signal handler or a logging handler may call it in the middle of our own
     code: so a caller takes no lock, leaves a command for the reader and wakes it, and waits only
-    if :func:`~pgsignals._reentry.reentered` allows it.
+    if :func:`~pgsignals._runtime.reentry.reentered` allows it.
     """
 
     def __init__(self, reactor: Owner, plan: Plan) -> None:

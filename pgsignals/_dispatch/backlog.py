@@ -22,8 +22,8 @@ from operator import itemgetter, length_hint
 from queue import Empty, SimpleQueue
 from typing import Literal, Protocol, TypeAlias
 
-from pgsignals._burst import Burst, Part
-from pgsignals._types import Notification
+from pgsignals._pure.burst import Burst, Part
+from pgsignals._pure.values import Notification
 
 Policy: TypeAlias = Literal["drop_oldest", "coalesce", "block"]
 

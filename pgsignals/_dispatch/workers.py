@@ -9,13 +9,14 @@ from collections.abc import Callable, Collection
 from datetime import UTC
 from typing import Any, Protocol
 
-from pgsignals import _driver
-from pgsignals._backlog import TURN, Announcement, Backlog, Drops, Lane, Segment
-from pgsignals._fork import Birth
-from pgsignals._handlers import describe, refuse_result
-from pgsignals._log import Log
-from pgsignals._reentry import calls_out
-from pgsignals._types import Gap, Notification
+from pgsignals._dispatch.backlog import TURN, Announcement, Backlog, Drops, Lane, Segment
+from pgsignals._dispatch.handlers import describe, refuse_result
+from pgsignals._pure.values import Notification
+from pgsignals._runtime.fork import Birth
+from pgsignals._runtime.log import Log
+from pgsignals._runtime.reentry import calls_out
+from pgsignals._sources.reports import Gap
+from pgsignals._wire import session as _driver
 from pgsignals.database import Database
 from pgsignals.errors import ConnectionStateError
 from pgsignals.signals import Call, Channels, OrderedSignal, ReactorSignal, changes, default

@@ -26,12 +26,12 @@ import psycopg
 from psycopg import generators, pq
 from psycopg.conninfo import conninfo_to_dict
 
-from pgsignals import _conninfo
-from pgsignals._burst import Burst, make, named
-from pgsignals._channels import PROBE_CHANNEL
-from pgsignals._reentry import calls_out
-from pgsignals._statements import clear_search_path
-from pgsignals._types import Notification
+from pgsignals._pure import conninfo as _conninfo
+from pgsignals._pure.burst import Burst, make, named
+from pgsignals._pure.names import PROBE_CHANNEL
+from pgsignals._pure.statements import clear_search_path
+from pgsignals._pure.values import Notification
+from pgsignals._runtime.reentry import calls_out
 from pgsignals.errors import (
     ClosedError,
     ConnectError,
@@ -508,7 +508,7 @@ class Session:
         return f"{self.farewell or 'the connection is gone'}{code}"
 
     def channel(self, told: str | bytes) -> str:
-        """A name from :data:`~pgsignals._statements.LISTENING`, spelled as in notifications."""
+        """A name from :data:`.statements.LISTENING`, spelled as in notifications."""
         as_it_is = self.pgconn.parameter_status(b"server_encoding") == b"SQL_ASCII"
         encoding = self._names.encoding if as_it_is else "utf-8"
         return str(bytes.fromhex(self.text(told)), encoding, _BYTES_AS_TEXT)

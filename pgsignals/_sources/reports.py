@@ -1,34 +1,12 @@
-"""The values that users receive."""
+"""What users learn about a database and a reactor: gaps and status."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal
 
-if TYPE_CHECKING:
-    from pgsignals.database import Database
-
-
-class Notification(NamedTuple):
-    """One received notification: a plain triple with names.
-
-    Its ``repr`` shows the size of the payload, not the payload: a notification may end up in a
-    log or in a traceback with locals.
-    """
-
-    channel: str
-    """The channel's name, exactly as it was notified."""
-
-    payload: str
-    """The text that was sent along; ``""`` when there was none."""
-
-    pid: int
-    """The backend process id of the session that sent it."""
-
-    def __repr__(self) -> str:
-        size = len(self.payload)
-        return f"Notification(channel={self.channel!r}, payload=<{size} chars>, pid={self.pid})"
+from pgsignals.database import Database
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,7 @@ _NAME = (
     "ELSE 'UTF8'::pg_catalog.name END))"
 )
 
-#: In hexadecimal; see :meth:`pgsignals._driver.Session.channel`.
+#: In hexadecimal; see :meth:`pgsignals._wire.session.Session.channel`.
 LISTENING = (
     f"SELECT pg_catalog.encode({_NAME}, 'hex'::pg_catalog.text) "
     "FROM pg_catalog.pg_listening_channels() AS t(c)"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from itertools import repeat
 from typing import Any
 
-from pgsignals._types import Notification
+from pgsignals._pure.values import Notification
 
 #: ``make(Notification, triple)`` is what ``Notification()`` does, without a call into Python.
 make = tuple.__new__

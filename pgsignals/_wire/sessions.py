@@ -8,9 +8,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from pgsignals._channels import CANARY
-from pgsignals._driver import Session
-from pgsignals._log import Log
+from pgsignals._pure.names import CANARY
+from pgsignals._runtime.log import Log
+from pgsignals._wire.session import Session
 from pgsignals.database import Database, send
 from pgsignals.errors import ClosedError, ConnectionLostError, ConnectionStateError
 

@@ -1,0 +1,1 @@
+"""From the backlog to the handlers, and the outcome back to the source."""

@@ -1,0 +1,1 @@
+"""One life of a reactor: its threads, from start to stop."""

@@ -1,0 +1,1 @@
+"""Sessions with servers: the only room that knows psycopg and sockets."""
