@@ -323,10 +323,20 @@ def test_tests_that_a_page_names_exist(path: Path) -> None:
 
 def test_diagram_names_modules_that_exist() -> None:
     texts = ElementTree.parse(DOCS / "architecture.svg").iter(f"{SVG}text")
-    files = re.findall(r"\w+\.py", " ".join(element.text or "" for element in texts))
+    files = re.findall(r"[\w/]+\.py", " ".join(element.text or "" for element in texts))
 
-    assert "_driver.py" in files
+    assert "_wire/session.py" in files
     assert [file for file in files if not (ROOT / "pgsignals" / file).exists()] == []
+
+
+def test_diagram_can_be_read_on_a_phone() -> None:
+    picture = ElementTree.parse(DOCS / "architecture.svg").getroot()
+    style = "".join(element.text or "" for element in picture.iter(f"{SVG}style"))
+    sizes = [float(size) for size in re.findall(r"font-size: ([\d.]+)px", style)]
+
+    assert sizes
+    shrunk = min(1, 342 / float(picture.attrib["width"]))  # what furo leaves of 390 pixels
+    assert min(sizes) * shrunk >= 10.5
 
 
 @each_file
