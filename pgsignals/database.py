@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, Self, TypeAlias, TypeVar
 
-from pgsignals._pure.names import check_channels, check_unlisten, listen_sql, notify_items
-from pgsignals._pure.statements import LISTENING
+from pgsignals._pure.names import check_channels, check_unlisten, notify_items
+from pgsignals._pure.statements import LISTENING, listen_sql
 from pgsignals._pure.values import Notification
 from pgsignals._runtime.fork import Birth
 from pgsignals._runtime.reentry import calls_out, reentered
@@ -28,13 +28,6 @@ from pgsignals.manager import NotificationManager, calm_types, check_timeout
 T = TypeVar("T")
 
 Watchers: TypeAlias = tuple[weakref.ref[Any], ...]
-
-# unnest keeps the order of its arrays, and one SELECT is one transaction.
-NOTIFY = (
-    "SELECT pg_catalog.count(pg_catalog.pg_notify(t.channel, t.payload)) FROM ROWS FROM ("
-    "pg_catalog.unnest(%s::pg_catalog.text[]), pg_catalog.unnest(%s::pg_catalog.text[])"
-    ") AS t(channel, payload)"
-)
 
 
 class Host(Protocol):
@@ -359,7 +352,7 @@ class Database:
         if (host := self._serving()) is not None:
             return host.notify(items)
         session = self._open_session("notify()")
-        return self._statement(session, lambda: send(session, items))
+        return self._statement(session, lambda: session.notify(items))
 
     def _query(self, session: Session, sql: str) -> list[tuple[Any, ...]]:
         return self._statement(session, lambda: session.query(sql))
@@ -591,14 +584,6 @@ class Database:
 
 
 calm_types.add(Database)
-
-
-def send(session: Session, items: list[tuple[str, str]]) -> int:
-    """Issue *items* in one statement and return their number."""
-    if not items:
-        return 0
-    channels, payloads = zip(*items, strict=True)
-    return int(session.query(NOTIFY, [list(channels), list(payloads)])[0][0])
 
 
 def _session_on(connection: _driver.Connection, *, shared: bool) -> Session:

@@ -19,7 +19,8 @@ PACKAGE = ROOT / "pgsignals"
 LEVELS: list[set[str]] = [
     {"errors", "_pure", "_runtime", "_wire", "_sources", "_dispatch", "_engine"},
     {"_pure.backoff", "_pure.conninfo", "_pure.decode", "_pure.states", "_pure.values"},
-    {"_pure.burst", "_pure.names", "_pure.statements"},
+    {"_pure.burst", "_pure.names"},
+    {"_pure.statements"},
     {"_runtime.fork", "_runtime.log", "_runtime.reentry"},
     {"_wire.waker", "embedded"},
     {"_wire.session", "manager"},

@@ -1,4 +1,4 @@
-"""Channel names, payloads and the SQL that carries them; no server."""
+"""Channel names, payloads and the statements that carry them; no server."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from pgsignals._pure.names import (
     check_channels,
     check_payload,
     check_unlisten,
-    listen_sql,
     notify_items,
-    quote,
 )
+from pgsignals._pure.statements import listen_sql, notify, quote
 from pgsignals.errors import ChannelNameError, Error, PayloadError
 from tests.support.values import (
     BAD_ITEMS,
@@ -265,3 +264,11 @@ def test_statements_of_one_round_trip() -> None:
     assert listen_sql(unlisten=["a", "*"]) == 'UNLISTEN "a"; UNLISTEN *'
     assert listen_sql(["a"], ["b"]) == 'LISTEN "a"; UNLISTEN "b"'
     assert listen_sql() == ""
+
+
+def test_statement_that_notifies_has_its_items_as_parameters() -> None:
+    sql, parameters = notify([("a", "1"), ("B", ""), ("a", "%s; DROP")])
+
+    assert parameters == (["a", "B", "a"], ["1", "", "%s; DROP"])
+    assert sql.count("%s") == len(parameters)
+    assert sql == notify([])[0]

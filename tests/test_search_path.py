@@ -20,7 +20,6 @@ import pytest
 
 import pgsignals
 from pgsignals import Database, Gap, Notification, Reactor, testing
-from pgsignals._pure import names as _channels
 from pgsignals._pure import statements as _statements
 from pgsignals._sources import listen as _link
 from pgsignals.cli._checks import OLD_ROUND_TRIP_BEGINS
@@ -324,7 +323,7 @@ def test_reactor_runs_no_stranger(
             probes = count_of_round_trips(planted)
             wait_until(lambda: count_of_round_trips(planted) >= probes + 2)
     statements = planted.statements
-    assert statements >= {_statements.ROUND_TRIP, _statements.QUEUE_HOLDERS, _channels.CANARY}
+    assert statements >= {_statements.ROUND_TRIP, _statements.QUEUE_HOLDERS, _statements.CANARY}
     assert statements >= {_statements.LISTENING, _statements.WHO}
 
 

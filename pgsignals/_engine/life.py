@@ -23,7 +23,7 @@ from pgsignals._runtime.reentry import calls_out, reentered
 from pgsignals._sources.listen import Link, Reason, Settings
 from pgsignals._sources.reports import Gap
 from pgsignals._wire.session import Session
-from pgsignals.database import Database, send
+from pgsignals.database import Database
 from pgsignals.errors import ClosedError, ConnectionLostError, ConnectionStateError
 from pgsignals.signals import Channels, OrderedSignal
 
@@ -385,7 +385,7 @@ class Life:
         worker = current_worker(self.workers)
         if worker is not None and (session := worker.open_transaction(database)) is not None:
             link.notifies_later = True
-            return send(session, items)
+            return session.notify(items)
         self.wait_settled([link])
         return link.control.notify(items)
 

@@ -1,4 +1,4 @@
-"""Channel names, payloads and the SQL that carries them.  Pure: no IO, no state."""
+"""What a channel name and a payload may be, and what one ``notify`` call issues."""
 
 from __future__ import annotations
 
@@ -128,19 +128,3 @@ def _notify_item(item: object) -> tuple[str, str]:
         )
     channel = check_channel(item[0])
     return channel, check_payload(item[1], channel)
-
-
-def quote(channel: str) -> str:
-    """*channel* as an SQL identifier: case and every character kept."""
-    return '"' + channel.replace('"', '""') + '"'
-
-
-def listen_sql(listen: Iterable[str] = (), unlisten: Iterable[str] = ()) -> str:
-    """Statements for one round trip, one implicit transaction: all of them or none."""
-    commands = [f"LISTEN {quote(name)}" for name in listen]
-    commands += [f"UNLISTEN {ALL if name == ALL else quote(name)}" for name in unlisten]
-    return "; ".join(commands)
-
-
-#: Sends one: a command, which needs no privilege and which no function can replace.
-CANARY = f"NOTIFY {quote(PROBE_CHANNEL)}"

@@ -1,4 +1,4 @@
-"""What links say to their servers, LISTEN and NOTIFY apart.  Pure.
+"""All SQL that we send, and what its answers mean.
 
 ``search_path`` may be under others' control: anyone who may create functions, operators or types in
 a schema on it could make statements that name them run arbitrary code, with our role's rights.
@@ -11,6 +11,44 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterable, Sequence
+
+from pgsignals._pure.names import ALL, PROBE_CHANNEL
+
+
+def quote(channel: str) -> str:
+    """*channel* as an SQL identifier: case and every character kept."""
+    return '"' + channel.replace('"', '""') + '"'
+
+
+def listen_sql(listen: Iterable[str] = (), unlisten: Iterable[str] = ()) -> str:
+    """Statements for one round trip, one implicit transaction: all of them or none."""
+    commands = [f"LISTEN {quote(name)}" for name in listen]
+    commands += [f"UNLISTEN {ALL if name == ALL else quote(name)}" for name in unlisten]
+    return "; ".join(commands)
+
+
+# unnest keeps the order of its arrays, and one SELECT is one transaction.
+_NOTIFY = (
+    "SELECT pg_catalog.count(pg_catalog.pg_notify(t.channel, t.payload)) FROM ROWS FROM ("
+    "pg_catalog.unnest(%s::pg_catalog.text[]), pg_catalog.unnest(%s::pg_catalog.text[])"
+    ") AS t(channel, payload)"
+)
+
+
+def notify(items: Iterable[tuple[str, str]]) -> tuple[str, tuple[list[str], list[str]]]:
+    """One statement that issues *items*, in order, and its parameters, for psycopg.
+
+    It is good for any connection, in a transaction or outside; its only row says how many were
+    issued.
+
+    :param items: pairs ``(channel, payload)`` of :func:`.names.notify_items`.
+    """
+    pairs = list(items)
+    return _NOTIFY, ([channel for channel, _ in pairs], [payload for _, payload in pairs])
+
+
+#: Sends a canary: a command, which needs no privilege and which no function can replace.
+CANARY = f"NOTIFY {quote(PROBE_CHANNEL)}"
 
 WHO = "SELECT pg_catalog.pg_backend_pid(), pg_catalog.pg_is_in_recovery()"
 

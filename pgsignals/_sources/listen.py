@@ -22,7 +22,7 @@ from pgsignals._dispatch.backlog import Drops, Hold, Policy
 from pgsignals._dispatch.workers import Plan
 from pgsignals._pure.backoff import Backoff
 from pgsignals._pure.burst import Burst
-from pgsignals._pure.names import PROBE_CHANNEL, listen_sql
+from pgsignals._pure.names import PROBE_CHANNEL
 from pgsignals._pure.statements import (
     LISTENING,
     PARTS,
@@ -32,6 +32,7 @@ from pgsignals._pure.statements import (
     describe_holder,
     digest_of,
     guard,
+    listen_sql,
     round_trip,
 )
 from pgsignals._pure.states import Event, Proof, State, after

@@ -29,7 +29,7 @@ from psycopg.conninfo import conninfo_to_dict
 from pgsignals._pure import conninfo as _conninfo
 from pgsignals._pure.burst import Burst, make, named
 from pgsignals._pure.names import PROBE_CHANNEL
-from pgsignals._pure.statements import clear_search_path
+from pgsignals._pure.statements import clear_search_path, notify
 from pgsignals._pure.values import Notification
 from pgsignals._runtime.reentry import calls_out
 from pgsignals.errors import (
@@ -481,6 +481,10 @@ class Session:
     def _encode(self, sql: str) -> bytes:
         self._follow_encoding()
         return sql.encode(self._names.encoding, _BYTES_AS_TEXT)
+
+    def notify(self, items: list[tuple[str, str]]) -> int:
+        """Issue *items* in one statement and return their number; as :meth:`query`."""
+        return int(self.query(*notify(items))[0][0]) if items else 0
 
     def can_say(self, text: str) -> bool:
         """Whether the client's encoding can hold *text*; a wrapped connection has its owner's."""

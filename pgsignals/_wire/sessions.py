@@ -8,10 +8,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from pgsignals._pure.names import CANARY
+from pgsignals._pure.statements import CANARY
 from pgsignals._runtime.log import Log
 from pgsignals._wire.session import Session
-from pgsignals.database import Database, send
+from pgsignals.database import Database
 from pgsignals.errors import ClosedError, ConnectionLostError, ConnectionStateError
 
 logger = Log("pgsignals.reactor")
@@ -54,7 +54,7 @@ class Control:
         """
 
         def issue(session: Session) -> int:
-            issued = send(session, items)
+            issued = session.notify(items)
             self.notified = time.monotonic()
             return issued
 
