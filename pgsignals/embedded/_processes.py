@@ -1,0 +1,155 @@
+"""The processes of an embedded server: their account, and the watchdog that ends them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, TypeAlias
+
+from pgsignals.errors import Error
+
+StrPath: TypeAlias = str | os.PathLike[str]
+
+# Below the system's ephemeral ports: there, connecting to a closed port can reach itself.
+PORTS = range(15_000, 30_000)
+_LONGEST_SOCKET_PATH = 103  # bytes, on macOS; Linux allows 107
+
+# $1 is where to make the directory, whose name is printed.  Then come lines: "<pid> <postgres>"
+# when a server starts, "<pid>" for another program, "ended" after each; at last "close", or the
+# end of the pipe with the end of our program.  All programs end in order, or they would leave
+# System V shared memory behind, as a killed server does together with postmaster.pid; another
+# start frees that.  Zombies may stay for good: pid 1 of a container often reaps none.
+_WATCHDOG = r"""
+trap '' HUP INT TERM PIPE
+directory=$(mktemp -d "$1/pgsig-XXXXXXXX") || exit
+echo "$directory"
+exec >/dev/null
+pid='' postgres=''  # not what the environment may call so
+while read -r word path; do
+    [ "$word" = close ] && break
+    pid=$word postgres=${path:-$postgres}
+done
+ended() { ! kill -0 "$pid" || grep -q '^State:.*zombie' "/proc/$pid/status"; }
+retry() { tries=0; until "$@" || [ $((tries += 1)) -gt 200 ]; do sleep 0.05; done; }
+for signal in INT QUIT KILL; do
+    ended || { kill -s "$signal" "$pid"; retry ended; }
+done
+if [ "$postgres" ] && [ -e "$directory/data/postmaster.pid" ]; then
+    retry "$postgres" --single -F -D "$directory/data" postgres </dev/null
+fi
+retry rm -rf "$directory"
+"""
+
+
+class EmbeddedError(Error, RuntimeError):
+    """No usable server was found, or a server failed to start, stop or recover."""
+
+
+def server_account() -> pwd.struct_passwd | None:
+    """The account to run a server as; None for our own."""
+    if os.geteuid():
+        return None
+    try:
+        return pwd.getpwnam("nobody")
+    except KeyError:
+        raise EmbeddedError("needs an account 'nobody', as root cannot run it") from None
+
+
+def popen(
+    command: Sequence[str],
+    *,
+    account: pwd.struct_passwd | None = None,
+    cwd: StrPath = "/",
+    stdin: int | IO[bytes] = subprocess.DEVNULL,
+    stdout: int | IO[bytes] = subprocess.PIPE,
+    stderr: int | IO[bytes] = subprocess.PIPE,
+) -> subprocess.Popen[bytes]:
+    """Start a process out of reach of the terminal and of the variables meant for libpq."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PG")}
+    environment["LC_ALL"] = "C"  # without a valid locale the server may not start on macOS
+    try:
+        return subprocess.Popen(
+            command,
+            bufsize=0,
+            cwd=cwd,
+            env=environment,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,
+            umask=0o077,
+            user=account and account.pw_uid,
+            group=account and account.pw_gid,
+            extra_groups=[] if account else None,
+        )
+    except OSError as error:
+        who = f" as {account.pw_name}" if account else ""
+        raise EmbeddedError(f"cannot run {command[0]}{who}: {error.strerror}") from error
+
+
+def output_of(command: Sequence[str], process: subprocess.Popen[bytes]) -> str:
+    """Wait for the end of a process, and return what it printed."""
+    with process:
+        output, complaint = (text.decode(errors="replace") for text in process.communicate())
+    if process.returncode:
+        reason = " ".join(complaint.split()) or f"exit status {process.returncode}"
+        raise EmbeddedError(f"cannot run {command[0]}: {reason}")
+    return output
+
+
+def run(command: Sequence[str], account: pwd.struct_passwd | None = None) -> str:
+    return output_of(command, popen(command, account=account))
+
+
+class Watchdog:
+    """The process that makes the server's directory, and removes it however we end."""
+
+    def __init__(self, parent: str, account: pwd.struct_passwd | None) -> None:
+        command = ["/bin/sh", "-c", _WATCHDOG, "pgsignals-watchdog", parent]
+        null = subprocess.DEVNULL
+        self._process = popen(command, account=account, stdin=subprocess.PIPE, stderr=null)
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._account = account
+        self.pipe = self._process.stdin
+        with self._process.stdout as answer:
+            self.directory = Path(os.fsdecode(answer.readline().rstrip(b"\n")))
+        if not self.directory.is_absolute():
+            self.close()
+            raise EmbeddedError(f"cannot make a directory in {parent}")
+
+    def run(self, command: Sequence[str], stdin: int | IO[bytes] = subprocess.DEVNULL) -> None:
+        """Run a program of the server's account in the directory, to its end or to ours."""
+        process = popen(command, account=self._account, cwd=self.directory, stdin=stdin)
+        self.tell(f"{process.pid}")
+        output_of(command, process)
+        self.tell("ended")
+
+    def start(self, command: Sequence[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+        """Start the server, which ends when we do, at the latest."""
+        process = popen(command, account=self._account, cwd=self.directory, stdout=log, stderr=log)
+        self.tell(f"{process.pid} {command[0]}")
+        return process
+
+    def tell(self, line: str) -> None:
+        with contextlib.suppress(BrokenPipeError, ValueError):  # it was killed, or is closed
+            self.pipe.write(os.fsencode(f"{line}\n"))
+
+    def close(self) -> None:
+        self.tell("close")  # a forked child may hold the pipe, too: its end is not enough
+        self._process.wait()
+        self.pipe.close()
+
+
+def start_watchdog(account: pwd.struct_passwd | None) -> Watchdog:
+    parent = tempfile.gettempdir()
+    socket_path = f"{parent}/pgsig-XXXXXXXX/.s.PGSQL.{PORTS[-1]}"
+    if len(os.fsencode(socket_path)) <= _LONGEST_SOCKET_PATH:
+        with contextlib.suppress(EmbeddedError):  # this account may not write there
+            return Watchdog(parent, account)
+    return Watchdog("/tmp", account)
