@@ -17,18 +17,20 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import operator
 import re
 import time
 import traceback
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 from opentelemetry import metrics, trace
 from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation
 from opentelemetry.trace import SpanKind, StatusCode, Tracer, TracerProvider
 
 from pgsignals._dispatch.handlers import describe, refuse_result
+from pgsignals._pure.metrics import DATABASE, REACTOR, SECONDS
 from pgsignals._pure.values import Notification
 from pgsignals._sources.reports import DatabaseStatus, Status
 from pgsignals.database import Database
@@ -40,74 +42,7 @@ Attributes: TypeAlias = dict[str, str | int]
 SYSTEM = "postgresql"
 OPERATION = "process"
 
-#: The bounds of buckets that the conventions advise for durations.
-SECONDS = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10]
-
 _PLACE = re.compile(r"(.*):(\d+)/(.*)", re.DOTALL)
-
-
-class _Metric(NamedTuple):
-    """One of the status, for each database."""
-
-    name: str
-    unit: str
-    description: str
-    read: Callable[[DatabaseStatus], float | None]
-
-
-COUNTERS = [
-    _Metric(
-        "pgsignals.notifications.received",
-        "{notification}",
-        "Notifications received.",
-        lambda status: status.received,
-    ),
-    _Metric(
-        "pgsignals.notifications.dispatched",
-        "{notification}",
-        "Notifications whose handlers have all returned.",
-        lambda status: status.dispatched,
-    ),
-    _Metric(
-        "pgsignals.notifications.dropped",
-        "{notification}",
-        "Notifications dropped because the backlog was full.",
-        lambda status: status.dropped,
-    ),
-    _Metric(
-        "pgsignals.failures",
-        "{failure}",
-        "Calls of handlers that raised, and payloads that a decode refused.",
-        lambda status: status.failed,
-    ),
-    _Metric("pgsignals.gaps", "{gap}", "Gaps reported.", lambda status: status.gaps),
-    _Metric(
-        "pgsignals.reconnects",
-        "{session}",
-        "Sessions opened after the first one.",
-        lambda status: status.reconnects,
-    ),
-]
-GAUGES = [
-    _Metric(
-        "pgsignals.listening",
-        "1",
-        "1 while the database is listened to, else 0.",
-        lambda status: int(status.state == "listening"),
-    ),
-    _Metric(
-        "pgsignals.probe.duration",
-        "s",
-        "How long the last round trip took.",
-        lambda status: status.probe_seconds,
-    ),
-    _Metric(
-        "pgsignals.queue.usage",
-        "1",
-        "How full the cluster's notification queue is, 0 to 1.",
-        lambda status: status.queue_usage,
-    ),
-]
 
 
 def instrument(
@@ -273,22 +208,31 @@ def _reactors_of(provider: MeterProvider | None, meter: Meter) -> weakref.WeakSe
 
 
 def _observe(reactors: weakref.WeakSet[Reactor], meter: Meter) -> None:
-    for metric in COUNTERS:
-        callback = functools.partial(_observations, reactors, metric.read, sum)
-        meter.create_observable_counter(
-            metric.name, [callback], unit=metric.unit, description=metric.description
-        )
-    for metric in GAUGES:
-        callback = functools.partial(_observations, reactors, metric.read, max)
-        meter.create_observable_gauge(
-            metric.name, [callback], unit=metric.unit, description=metric.description
-        )
-    meter.create_observable_up_down_counter(
-        "pgsignals.backlog",
-        [functools.partial(_backlog, reactors)],
-        unit="{notification}",
-        description="Notifications received whose handlers have not begun yet.",
+    for metric in DATABASE:
+        if metric.opentelemetry is None:
+            continue
+        read = operator.attrgetter(metric.field)
+        is_counter = metric.kind == "counter"
+        callback = functools.partial(_observations, reactors, read, sum if is_counter else max)
+        make = meter.create_observable_counter if is_counter else meter.create_observable_gauge
+        make(metric.opentelemetry, [callback], unit=metric.unit, description=metric.help)
+    meter.create_observable_gauge(
+        "pgsignals.listening",
+        [functools.partial(_observations, reactors, _is_listening, max)],
+        unit="1",
+        description="1 while the database is listened to, else 0.",
     )
+    (backlog,) = (metric for metric in REACTOR if metric.field == "backlog")
+    meter.create_observable_up_down_counter(
+        str(backlog.opentelemetry),
+        [functools.partial(_backlog, reactors)],
+        unit=backlog.unit,
+        description=backlog.help,
+    )
+
+
+def _is_listening(status: DatabaseStatus) -> int:
+    return int(status.state == "listening")
 
 
 def _observations(

@@ -18,7 +18,8 @@ PACKAGE = ROOT / "pgsignals"
 # A module imports from the lines above its own only.  A new module needs a place here.
 LEVELS: list[set[str]] = [
     {"errors", "_pure", "_runtime", "_wire", "_sources", "_dispatch", "_engine"},
-    {"_pure.backoff", "_pure.conninfo", "_pure.decode", "_pure.states", "_pure.values"},
+    {"_pure.backoff", "_pure.conninfo", "_pure.decode", "_pure.metrics"},
+    {"_pure.states", "_pure.values"},
     {"_pure.burst", "_pure.names"},
     {"_pure.statements"},
     {"_runtime.fork", "_runtime.log", "_runtime.reentry"},

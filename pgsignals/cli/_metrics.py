@@ -32,6 +32,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from pgsignals._dispatch.handlers import describe, refuse_result
+from pgsignals._pure.metrics import DATABASE, REACTOR, SECONDS
 from pgsignals._pure.values import Notification
 from pgsignals._sources.reports import DatabaseStatus
 from pgsignals.database import Database
@@ -39,27 +40,6 @@ from pgsignals.errors import Error
 from pgsignals.reactor import Reactor
 
 STATES = ("connecting", "listening", "lost", "stopped")
-
-#: Counters by the field of a database's status that has them.
-COUNTERS = {
-    "received": "Notifications received.",
-    "dispatched": "Notifications whose handlers have all returned.",
-    "dropped": "Notifications dropped because the backlog was full.",
-    "failed": "Calls of handlers that raised, and payloads that a decode refused.",
-    "gaps": "Gaps told.",
-    "reconnects": "Sessions opened after the first one.",
-}
-
-#: The same for gauges, with the name of each.
-GAUGES = {
-    "last_received": ("last_received_timestamp_seconds", "When the last notification came."),
-    "probe_seconds": ("probe_seconds", "How long the last round trip took."),
-    "queue_usage": ("queue_usage_ratio", "How full the cluster's notification queue is, 0 to 1."),
-}
-
-
-#: The bounds of buckets for how long a handler takes: as OpenTelemetry advises.
-SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 
 #: Pairs of channel and handler, at most: a program may make channels as it goes.
 MOST_LABELS = 1000
@@ -74,23 +54,20 @@ class ReactorCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """See :class:`prometheus_client.registry.Collector`."""
         status = self._reactor.status()
-        running = "Whether the reactor runs."
-        yield GaugeMetricFamily("pgsignals_running", running, float(status.running))
-        waiting = "Notifications received whose handlers have not begun."
-        yield GaugeMetricFamily("pgsignals_backlog", waiting, status.backlog)
+        for metric in REACTOR:
+            value = float(getattr(status, metric.field))
+            yield GaugeMetricFamily(metric.prometheus, metric.help, value)
         databases = dict(zip(names(status.databases), status.databases, strict=True))
-        for field, text in COUNTERS.items():
-            counter = CounterMetricFamily(f"pgsignals_{field}", text, labels=["database"])
+        for metric in DATABASE:
+            make = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+            family = make(metric.prometheus, metric.help, labels=["database"])
             for name, database in databases.items():
-                counter.add_metric([name], getattr(database, field))
-            yield counter
-        for field, (called, text) in GAUGES.items():
-            gauge = GaugeMetricFamily(f"pgsignals_{called}", text, labels=["database"])
-            for name, database in databases.items():
-                if (value := getattr(database, field)) is not None:
-                    gauge.add_metric([name], value)
-            yield gauge
-        states = StateSetMetricFamily("pgsignals_state", "Its state.", labels=["database"])
+                if (value := getattr(database, metric.field)) is not None:
+                    family.add_metric([name], value)
+            yield family
+        states = StateSetMetricFamily(
+            "pgsignals_state", "State of the database.", labels=["database"]
+        )
         for name, database in databases.items():
             states.add_metric([name], {state: state == database.state for state in STATES})
         yield states
