@@ -221,7 +221,7 @@ def test_start_that_fails_says_so_at_once(
     postgres: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not with whatever happens to wake the reader next."""
-    monkeypatch.setattr("pgsignals._engine.reader.LOOK_AT_HANDLERS", 3600.0)
+    monkeypatch.setattr("pgsignals._engine.reader.CHECK_WORKERS", 3600.0)
     reactor = Reactor(postgres.dsn_for(password="wrong"), probe_interval=None)
     starting = Background(reactor.start)
     try:

@@ -49,7 +49,7 @@ PLACES: dict[str, tuple[type[Any], str]] = {
     "a worker is done, with the backlog's lock": (_backlog.Backlog, "_one_is_done"),
     "the reader reads, with psycopg's lock": (_driver.Session, "_take_notifies"),
     "the reader looks at what is due": (_link.Link, "tick"),
-    "the reader is about to wake others": (_reader.Reader, "settled"),
+    "the reader is about to wake others": (_reader.Reader, "wake_waiters"),
     "a worker looks up handlers": (_workers.Workers, "_plan"),
     "a notify, with the control connection's lock": (_control.Control, "_open_session"),
 }

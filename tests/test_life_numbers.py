@@ -189,7 +189,7 @@ def test_reader_gives_up_a_session_that_libpq_has_closed(
             link.session.pgconn.finish()  # libpq closes it whenever it finds it broken
             strangers.append(Stranger(number))
             link.fail("silent", "on purpose")
-            reader.look_at(link)
+            reader.read_soon(link)
 
         reader.command(fail)
         wait_until(lambda: link.losses == 1)

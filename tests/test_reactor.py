@@ -274,7 +274,7 @@ def test_refused_connection_is_a_connect_error(proxied: str, proxy: Proxy) -> No
 
 
 def test_refused_connection_is_told_at_once(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_reader, "LOOK_AT_HANDLERS", LONG)  # nothing wakes the reader before
+    monkeypatch.setattr(_reader, "CHECK_WORKERS", LONG)  # nothing wakes the reader before
     reactor = Reactor(f"{dsn} password=wrong")
     began = time.monotonic()
     with pytest.raises(ConnectError, match="password"):

@@ -255,7 +255,7 @@ def test_any_thread_may_listen_and_notify_through_the_database(dsn: str, channel
 def test_silent_server_ends_notify_also_when_nothing_else_is_due(
     proxied: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_reader, "LOOK_AT_HANDLERS", 3600.0)
+    monkeypatch.setattr(_reader, "CHECK_WORKERS", 3600.0)
     monkeypatch.setattr(_control, "KEPT", 3600.0)
     with Reactor(proxied, probe_interval=3600.0, probe_timeout=1.0) as reactor:
         reactor.notify(elsewhere="1")

@@ -253,7 +253,7 @@ class Life:
             if self.running and not self._asked_to_stop:
                 self.error = self.error or self.reader.error
             self.reader.stopping = True
-            self.reader.settled()
+            self.reader.wake_waiters()
             self._end()
         finally:
             self._be_over()
@@ -310,7 +310,7 @@ class Life:
         for database, service in self._served:
             database.take_back(service)
 
-    # -- what links report (Events); on the reader's thread --------------------------------------
+    # -- what the reader and its links report (Duties); on the reader's thread --------------------
 
     def wanted(self, link: Link) -> set[str]:
         self.workers.forget_plans(link)
@@ -348,9 +348,10 @@ class Life:
     def queued(self, link: Link) -> None:
         self.workers.warn_of_drops(link)
 
-    def look_at_handlers(self) -> None:
+    def check_workers(self) -> None:
         self.workers.warn_of_slow()
         for link in self.reader.links:
+            self.workers.forget_plans(link)
             self.workers.warn_of_drops(link)
 
     # -- from any thread -------------------------------------------------------------------------

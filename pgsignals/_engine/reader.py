@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from pgsignals._dispatch.backlog import Backlog
 from pgsignals._pure.states import State
@@ -22,6 +22,7 @@ from pgsignals._wire.session import Session
 from pgsignals.database import Database
 from pgsignals.errors import ConnectError
 from pgsignals.manager import NotificationManager
+from pgsignals.signals import Shared
 
 logger = Log("pgsignals.reactor")
 
@@ -34,8 +35,25 @@ LAST_TRIES = 0.1
 #: How long the end waits, over all sessions, for other threads to leave them, in seconds.
 LET_GO = 1.0
 
-#: Seconds between two looks for slow handlers.
-LOOK_AT_HANDLERS = 5.0
+#: Seconds between two checks of the workers, such as for slow handlers.
+CHECK_WORKERS = 5.0
+
+
+class Duties(Events, Protocol):
+    """What the reader reports and asks for besides its links' events: upward, as the handlers that
+    all this depends on are above.  On the reader's thread."""
+
+    def wanted(self, link: Link) -> set[str]:
+        """The channels that *link* is to listen to now."""
+
+    def queued(self, link: Link) -> None:
+        """Notifications of *link* have been queued."""
+
+    def idle(self) -> None:
+        """An idle event is due."""
+
+    def check_workers(self) -> None:
+        """Called every :data:`CHECK_WORKERS` seconds."""
 
 
 class Reader:
@@ -46,7 +64,7 @@ class Reader:
 
     def __init__(
         self,
-        events: Events,
+        events: Duties,
         databases: Iterable[Database],
         backlog: Backlog,
         settings: Settings,
@@ -56,20 +74,21 @@ class Reader:
         self.rng = random.Random()
         self.starting = True
         self.stopping = False
-        self.requests = self.requests_seen = 0
-        self.disturbed = True  # something has happened since due work was last looked up
         self.links = [Link(database, self, settings) for database in databases]
         self._backlog = backlog
-        backlog.on_wait = self.settled
+        backlog.on_wait = self.wake_waiters
         self._settings = settings
         self._manager = NotificationManager()
         self._commands: deque[Callable[[], None]] = deque()
         self._changed = threading.Condition()
         self._over = False
-        self._looked = 0.0  # at every socket
+        self._requests: Shared[int] = Shared(0)  # any thread: how often wanted channels changed
+        self._pushed = 0  # the latest request that the links have been given
+        self._recheck = True  # something has happened since due work was last looked up
+        self._read_at = 0.0  # when every socket was last read
         self._idle = idle
         self._idle_at = float("inf")
-        self._look_at = 0.0
+        self._check_workers_at = 0.0
         self._due = 0.0
 
     # -- from any thread -------------------------------------------------------------------------
@@ -77,15 +96,19 @@ class Reader:
     def command(self, run: Callable[[], None]) -> None:
         """Have *run* called on the reader's thread.  Takes no lock."""
         self._commands.append(run)
-        self._disturb()
+        self._wake()
         if self._over:
-            self._obey()
+            self._run_commands()
 
-    def request(self) -> int:
-        """The wanted channels have changed; return the request to wait for.  Takes no lock."""
-        self.requests += 1
-        self._disturb()
-        return self.requests
+    def request(self) -> None:
+        """The wanted channels have changed.  Takes no lock."""
+        self._requests.replace(lambda count: count + 1)
+        self._wake()
+
+    @property
+    def requests(self) -> int:
+        """The latest request, to wait for."""
+        return self._requests.value
 
     def wait_settled(
         self, links: Collection[Link], request: int, seconds: float, *, in_handler: bool
@@ -123,8 +146,8 @@ class Reader:
             error = ConnectError(f"no thread can be started ({exc}); raise the process limit")
             self.command(lambda: failed(error))
 
-    def settled(self) -> None:
-        """Wake those who wait for a change."""
+    def wake_waiters(self) -> None:
+        """Wake the threads that wait for a link or for the start."""
         with self._changed:
             self._changed.notify_all()
 
@@ -132,16 +155,16 @@ class Reader:
         """Make :meth:`run` return.  Takes no lock; the reader wakes those who wait for it."""
         self.stopping = True
         self._backlog.release_reader()
-        self._disturb()
+        self._wake()
 
-    def look_by(self, at: float) -> None:
-        """Look up what is due no later than *at*, as ``time.monotonic()``."""
-        self.disturbed = True
-        if at < self._due:
+    def wake_by(self, deadline: float) -> None:
+        """Look up what is due no later than *deadline*, as ``time.monotonic()``."""
+        self._recheck = True
+        if deadline < self._due:
             self._manager.interrupt()
 
-    def _disturb(self) -> None:
-        self.disturbed = True
+    def _wake(self) -> None:
+        self._recheck = True
         self._manager.interrupt()
 
     @property
@@ -155,12 +178,17 @@ class Reader:
         """Watch the session that *link* has adopted."""
         self._manager.connections.add(link)
 
-    def look_at(self, link: Link) -> None:
+    def read_soon(self, link: Link) -> None:
         """Drain *link* in the next turn, whatever its socket says."""
         self._manager.touched(link)
 
+    def recheck(self) -> None:
+        """Look up what is due before the next wait."""
+        self._recheck = True
+
     def run(self, borrowed: dict[Database, Session]) -> None:
         """Keep the links up until :meth:`stop`, or until none of them can go on."""
+        self._push_interest()
         for link in self.links:
             if (session := borrowed.get(link.database)) is not None:
                 link.borrow(session)
@@ -174,37 +202,44 @@ class Reader:
     def _turn(self) -> None:
         now = time.monotonic()
         # Notifications alone change nothing that is due.
-        if self.disturbed or now >= self._due:
-            self.disturbed = False
-            self._due = self._see_to_what_is_due(now)
-        # Disturbed meanwhile: something may be due sooner.
-        self._manager.collect(0.0 if self.disturbed else max(self._due - now, 0.0))
+        if self._recheck or now >= self._due:
+            self._recheck = False
+            self._due = self._run_due(now)
+        # Set meanwhile: something may be due sooner.
+        self._manager.collect(0.0 if self._recheck else max(self._due - now, 0.0))
         # Not when it returned: where the whole program has stood still, it returns without a look.
-        self._looked = now
+        self._read_at = now
         self._deliver()
 
-    def _see_to_what_is_due(self, now: float) -> float:
+    def _run_due(self, now: float) -> float:
         """Do what is due, and say when more will be."""
-        self._obey()
-        if self.requests_seen != self.requests:
-            self.requests_seen = self.requests
-            for link in self.links:
-                link.guarded(link.reconcile)
+        self._run_commands()
+        if self._pushed != self.requests:
+            self._push_interest()
         for link in self.links:
-            link.guarded(partial(link.tick, now, self._looked))
+            link.guarded(partial(link.tick, now, self._read_at))
         if now >= self._idle_at:
             self.events.idle()
             self._idle_at = now + (self._idle or 0.0)
-        if now >= self._look_at:
-            self.events.look_at_handlers()
-            self._look_at = now + LOOK_AT_HANDLERS
-        self._look()
+        if now >= self._check_workers_at:
+            self.events.check_workers()
+            self._check_workers_at = now + CHECK_WORKERS
+        self._check_links()
         if self._commands or self.stopping:
             return now
         due = (link.next_tick(now) for link in self.links)
-        return min(self._idle_at, self._look_at, *due)
+        return min(self._idle_at, self._check_workers_at, *due)
 
-    def _obey(self) -> None:
+    def _push_interest(self) -> None:
+        """Give each link the channels that it is to listen to."""
+        self._pushed = self.requests  # before they are computed: what changes then is another one
+        for link in self.links:
+            link.guarded(partial(self._push_to, link))
+
+    def _push_to(self, link: Link) -> None:
+        link.want(self.events.wanted(link), self._pushed)
+
+    def _run_commands(self) -> None:
         while self._commands:
             self._commands.popleft()()
 
@@ -221,17 +256,17 @@ class Reader:
             self._backlog.put(link, burst, link.proven_since, now_utc())
             self.events.queued(link)
         while self._manager.garbage:
-            self.disturbed = True
+            self._recheck = True
             link = self._manager.garbage.pop()
             link.guarded(link.ended)
 
-    def _look(self) -> None:
+    def _check_links(self) -> None:
         """See whether all have started, or whether one cannot go on."""
         failed = [link for link in self.links if link.error and link.state is not State.STOPPED]
         if self.starting:
             if failed or all(link.state is State.LISTENING for link in self.links):
                 self.starting = False
-                self.settled()
+                self.wake_waiters()
             return
         for link in failed:
             link.stop()
@@ -276,7 +311,7 @@ class Reader:
             for link in self.links:
                 link.guarded(partial(link.send_again, now))
             self._manager.collect(min(until - now, LAST_TRIES))
-            self._obey()
+            self._run_commands()
             self._deliver()
         if unanswered and by == last:
             told = ", ".join(unanswered)
@@ -300,7 +335,7 @@ class Reader:
         for link in self.links:
             if link.state is not State.STOPPED:  # finish() has failed
                 link.guarded(partial(link.stop, give_back=link.database.wrapped))
-        self._obey()
+        self._run_commands()
         for link in self.links:
             link.control.begin_close()
         for link in self.links:

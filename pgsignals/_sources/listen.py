@@ -12,7 +12,7 @@ import random
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -127,36 +127,50 @@ class Settings:
 
 
 class Events(Protocol):
-    """Receives what happens to a link, and says what it should listen to."""
+    """Receives what happens to a link, on the reader's thread: upward, as handlers are above."""
 
-    def wanted(self, link: Link) -> set[str]: ...
     def connected(self, link: Link, resumed: bool) -> None: ...
     def lost(self, link: Link, reason: Reason, error: ConnectionLostError) -> None: ...
     def gap(self, link: Link, gap: Gap) -> None: ...
     def overflowed(self, link: Link, gap: Gap) -> None: ...
-    def queued(self, link: Link) -> None: ...
-    def idle(self) -> None: ...
-    def look_at_handlers(self) -> None: ...
 
 
 class Care(Protocol):
-    """The reader, as its links see it."""
+    """The reader, as its links see it: upward, as only the reader may touch the selector and knows
+    what the reactor is doing.  Links write none of its attributes."""
 
-    events: Events
-    rng: random.Random
-    starting: bool
-    stopping: bool
-    requests_seen: int
-    disturbed: bool
+    @property
+    def events(self) -> Events: ...
+    @property
+    def rng(self) -> random.Random: ...
+    @property
+    def starting(self) -> bool:
+        """Whether an error still makes the start fail."""
 
-    def look_by(self, at: float) -> None: ...
-    def watch(self, link: Link) -> None: ...
-    def look_at(self, link: Link) -> None: ...
-    def command(self, run: Callable[[], None]) -> None: ...
+    @property
+    def stopping(self) -> bool: ...
+    def recheck(self) -> None:
+        """Have :meth:`Link.tick` called in this turn, whatever :meth:`Link.next_tick` said."""
+
+    def wake_by(self, deadline: float) -> None:
+        """The same no later than *deadline*, as ``time.monotonic()``; from any thread."""
+
+    def watch(self, link: Link) -> None:
+        """Watch the session that *link* has adopted."""
+
+    def read_soon(self, link: Link) -> None:
+        """Drain *link* in the next turn, whatever its socket says; from any thread."""
+
+    def command(self, run: Callable[[], None]) -> None:
+        """Have *run* called on the reader's thread; from any thread."""
+
     def spawn(
         self, what: str, run: Callable[[], None], failed: Callable[[Exception], None]
-    ) -> None: ...
-    def settled(self) -> None: ...
+    ) -> None:
+        """Call *run*, which may block, on a thread of its own."""
+
+    def wake_waiters(self) -> None:
+        """:attr:`Link.settled` has changed."""
 
 
 @dataclass(eq=False)
@@ -189,6 +203,8 @@ class Link:
         self.error: Exception | None = None  # why it cannot go on
         self.plans: dict[str, Plan] = {}
         self.settled = 0  # the request up to which LISTENs are acknowledged
+        self._wanted: Collection[str] = ()  # the channels that have been asked for last
+        self._request = 0  # by this request
         self.retry_at = self.connect_by = 0.0
         self.received = self.dispatched = self.dropped = self.failed = 0
         self.gaps = self.reconnects = self.losses = 0
@@ -287,14 +303,14 @@ class Link:
             self._note_life(time.monotonic())
         session.heard = False
         if session.may_have_canary() and PROBE_CHANNEL in burst.channels:
-            self._reader.disturbed = True
+            self._reader.recheck()
             burst = Burst(one for one in burst if one.channel != PROBE_CHANNEL)
             self._canary_arrived()
         while session.answers and not session.ended:
-            self._reader.disturbed = True
+            self._reader.recheck()
             self._answered(session.answers.popleft())
         if self.state is State.SYNCING:
-            self._reader.disturbed = True
+            self._reader.recheck()
             self._held.put(burst, self.proven_since, now_utc())
             return Burst()
         if self._held:
@@ -307,10 +323,10 @@ class Link:
 
     def _collected_more(self) -> None:
         """The owner of a wrapped connection has run a statement on it, against our advice."""
-        self._reader.look_at(self)
+        self._reader.read_soon(self)
 
     def _control_used(self) -> None:
-        self._reader.look_by(time.monotonic() + self._settings.probe_timeout)
+        self._reader.wake_by(time.monotonic() + self._settings.probe_timeout)
 
     # -- as a source of the backlog --------------------------------------------------------------
 
@@ -388,7 +404,7 @@ class Link:
         if self.session is not None and not self.session.ended:
             self.fail("ended", self.last_error)
             self.session.leave()
-            self._reader.look_at(self)  # ended() follows
+            self._reader.read_soon(self)  # ended() follows
         elif self.state is not State.STOPPED and self.error is None:
             self._begin_anew()
 
@@ -615,7 +631,7 @@ class Link:
                 return
             if sent:
                 self._in_others_hands, self._told_of_others = None, False
-                self._reader.look_at(self)
+                self._reader.read_soon(self)
             else:
                 self._wait_for_others(time.monotonic())
 
@@ -651,7 +667,7 @@ class Link:
 
     def _check_sent(self, session: Session) -> None:
         if session.broken:  # libpq has closed the socket, which will not become readable any more
-            self._reader.look_at(self)
+            self._reader.read_soon(self)
 
     def _answered(self, results: list[Result]) -> None:
         question, self._question, self._answer_by = self._question, None, None
@@ -808,7 +824,7 @@ class Link:
         self.reconcile()
 
     def _target(self) -> set[str]:
-        target = {*self._reader.events.wanted(self), *self.kept, PROBE_CHANNEL}
+        target = {*self._wanted, *self.kept, PROBE_CHANNEL}
         return target - self._unspeakable if self._unspeakable else target
 
     @property
@@ -816,6 +832,15 @@ class Link:
         """The users' channels that are listened to."""
         active = self._active if self.state is State.LISTENING else ()
         return tuple(sorted(set(active) - {PROBE_CHANNEL}))
+
+    def want(self, channels: Collection[str], request: int) -> None:
+        """Listen to *channels*, and besides only to what the session's owner did; on the reader's
+        thread.
+
+        :param request: what :attr:`settled` becomes once the server has acknowledged them.
+        """
+        self._wanted, self._request = channels, request
+        self.reconcile()
 
     def reconcile(self) -> None:
         """Listen to what is wanted, and to nothing else: one statement at a time."""
@@ -857,8 +882,8 @@ class Link:
     def settle(self) -> None:
         """Everything that has been requested so far is acknowledged, or cannot be now."""
         if self._question is None or self.closed:
-            self.settled = self._reader.requests_seen
-            self._reader.settled()
+            self.settled = self._request
+            self._reader.wake_waiters()
 
     def _listening_holds(self) -> None:
         if self._canary_shown or (
@@ -892,7 +917,7 @@ class Link:
         if (interval := self._settings.probe_interval) is not None:
             self._probe_at = now + interval * self._reader.rng.uniform(0.5, 1.0)
         if self._held:
-            self._reader.look_at(self)
+            self._reader.read_soon(self)
         self.settle()
 
     def _tell_gap(
