@@ -11,9 +11,9 @@ from collections.abc import Callable, Collection, Iterable
 from types import FrameType
 from typing import Any, Self, get_args
 
-from pgsignals._dispatch.backlog import Policy
 from pgsignals._dispatch.handlers import refuse_coroutine_function, typed, typed_on
 from pgsignals._engine.life import Life, Plan
+from pgsignals._pure.lanes import Policy
 from pgsignals._pure.names import ALL, check_handled, check_unlisten, notify_items
 from pgsignals._runtime.fork import Birth
 from pgsignals._runtime.log import Log

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -20,10 +20,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgsignals._dispatch import workers as _workers
-from pgsignals._dispatch.backlog import RUN, TURN, Backlog, Drops, Policy, Segment
+from pgsignals._dispatch.backlog import RUN, TURN, Backlog
 from pgsignals._dispatch.workers import Plan, Workers
 from pgsignals._pure.burst import Burst
+from pgsignals._pure.lanes import Drops, Outcome, Policy, Segment
 from pgsignals._pure.values import Notification
+from pgsignals._sources.counters import Counters
 from pgsignals.signals import Channels, OrderedSignal
 from tests.support.waiting import PATIENCE, Background, wait_until
 
@@ -44,9 +46,19 @@ class Origin:
     def __init__(self, record: list[Entry], name: str = "fake") -> None:
         self.name = name
         self.database: Any = self
+        self.around: Callable[..., object] | None = None
+        self.counters = Counters()
         self.plans: dict[str, Plan] = {}
-        self.dropped = self.dispatched = self.failed = 0
         self._record = record
+
+    def settle(self, notifications: Sequence[Notification], outcome: Outcome = None) -> None:
+        if outcome is None:
+            self.counters.note_dispatched(len(notifications))
+        else:
+            self.counters.note_failed()
+
+    def dropped(self, count: int) -> None:
+        self.counters.dropped += count
 
     def overflowed(self, drops: Drops) -> None:
         self._record.append(Entry("gap", self, drops))
@@ -287,7 +299,7 @@ def test_what_was_run_is_counted() -> None:
     line.put("a1", "a2", "b1")
     line.run()
 
-    assert line.source.dispatched == 3
+    assert line.source.counters.dispatched == 3
     assert line.backlog.waiting == 0
 
 
@@ -299,7 +311,7 @@ def test_nothing_is_dropped_up_to_the_limit() -> None:
     line.put("a1", "a2", "a3")
 
     assert line.run() == ["a1", "a2", "a3"]
-    assert line.source.dropped == 0
+    assert line.source.counters.dropped == 0
 
 
 def test_oldest_are_dropped_and_told_exactly_before_the_first_later_one() -> None:
@@ -308,7 +320,7 @@ def test_oldest_are_dropped_and_told_exactly_before_the_first_later_one() -> Non
     line.put("b3", "a4", "a5")
 
     assert line.run() == [("gap", 2, "a"), "b3", "a4", "a5"]
-    assert line.source.dropped == 2
+    assert line.source.counters.dropped == 2
 
 
 def test_flood_that_arrives_at_once_drops_its_own_oldest() -> None:
@@ -350,7 +362,7 @@ def test_oldest_is_dropped_whatever_its_source(workers: int) -> None:
 
     line.run()
 
-    assert (line.source.dropped, other.dropped) == (1, 1)
+    assert (line.source.counters.dropped, other.counters.dropped) == (1, 1)
     gaps = [entry for entry in line.record if entry.kind == "gap"]
     assert {entry.source for entry in gaps} == {line.source, other}
     assert all(entry.what.count == 1 for entry in gaps)
@@ -402,7 +414,7 @@ def test_what_a_handler_has_begun_is_not_dropped() -> None:
     line.finish()
 
     assert line.told == ["a0", "a1"]
-    assert line.source.dropped == 0
+    assert line.source.counters.dropped == 0
 
 
 def test_gap_holds_the_later_ones_of_its_channels_and_no_others() -> None:
@@ -431,7 +443,7 @@ def test_coalesce_does_not_queue_what_equals_a_waiting_one() -> None:
     line.put("a2", "a1")
 
     assert line.run() == ["a1", "b1", "a2"]
-    assert line.source.dropped == 0
+    assert line.source.counters.dropped == 0
 
 
 def test_coalesce_queues_again_what_a_handler_has_begun() -> None:
@@ -464,7 +476,7 @@ def test_coalesce_drops_the_oldest_of_too_many_different_ones() -> None:
     line.put("a1")  # was dropped, so it does not wait any more
 
     assert line.run() == [("gap", 2, "a"), "a3", "a1"]
-    assert line.source.dropped == 2
+    assert line.source.counters.dropped == 2
 
 
 # block
@@ -482,7 +494,7 @@ def test_block_waits_for_space_and_loses_nothing() -> None:
 
     assert line.told == texts("a", range(1000))
     assert max(most) <= 10
-    assert line.source.dropped == 0
+    assert line.source.counters.dropped == 0
 
 
 def test_released_reader_does_not_wait_and_loses_nothing() -> None:
@@ -556,8 +568,8 @@ def test_what_a_worker_has_taken_waits_and_is_not_dropped() -> None:
         ("gap", dropped, "a"),
         *texts("a", range(127 + dropped, 1200)),
     ]
-    assert line.source.dropped == dropped
-    assert line.source.dispatched == 1200 - dropped
+    assert line.source.counters.dropped == dropped
+    assert line.source.counters.dispatched == 1200 - dropped
 
 
 @pytest.mark.parametrize("workers", [1, 3, 16])
@@ -585,7 +597,7 @@ def test_newest_are_kept_whatever_has_been_taken(limit: int, workers: int) -> No
     assert told[-1:] == new[-1:]
     assert told == [*told[: len(told) - limit], *new[len(new) - limit :]]
     sent = limit // workers * workers + len(new)
-    assert sum(drops.count for drops in line.drops) + line.source.dispatched == sent
+    assert sum(drops.count for drops in line.drops) + line.source.counters.dispatched == sent
 
 
 @pytest.mark.usefixtures("greedy")
@@ -688,7 +700,7 @@ def test_handler_that_fails_in_the_middle_costs_nothing_else() -> None:
     line.put(*texts("a", range(200)))
 
     assert line.run() == texts("a", range(200))
-    assert line.source.failed == 3
+    assert line.source.counters.failed == 3
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -906,7 +918,7 @@ def test_what_has_been_handled_does_not_stay_behind_what_is_stuck(channels: str)
     assert sum(one.source is line.source for one in kept) < 200
     stop.go_on()
     line.finish()
-    assert line.source.dropped == 0
+    assert line.source.counters.dropped == 0
 
 
 @pytest.mark.parametrize("work", [0, 3])
@@ -965,7 +977,7 @@ def test_drops_are_told_after_the_announcement_that_they_came_after(workers: int
         *[("gap", 1, "a"), "connected", "reconnect gap"],
         *[("gap", 3, "a"), "a5", "a6"],
     ]
-    assert line.source.dropped == 4
+    assert line.source.counters.dropped == 4
 
 
 @pytest.mark.parametrize("workers", [1, 4])
@@ -1008,7 +1020,7 @@ def test_what_a_source_gave_up_itself_is_told_in_its_place(workers: int) -> None
     assert {("gap", 1, "a"), ("gap", 7, "ab"), "a1", "b1", "c1"} <= set(told)
     for text in ("a1", "b1"):
         assert told.index(text) > told.index(("gap", 7, "ab")) > told.index("connected")
-    assert line.source.dropped == 8
+    assert line.source.counters.dropped == 8
 
 
 # Batches
@@ -1301,8 +1313,8 @@ def _check_source(line: Line, source: Origin, sent: dict[str, Sent]) -> None:
     missed = {text: one for text, one in sent.items() if text not in begun}
 
     assert len([entry for _, entry in mine if entry.kind == "begin"]) == len(begun), "run twice"
-    assert sum(drops.count for _, drops in gaps) == len(missed) == source.dropped
-    assert source.dispatched == len(begun)
+    assert sum(drops.count for _, drops in gaps) == len(missed) == source.counters.dropped
+    assert source.counters.dispatched == len(begun)
     for channel in "abcde":
         order = [sent[text].place for text in begun if text[0] == channel]
         assert order == sorted(order)

@@ -13,8 +13,8 @@ import psycopg
 import pytest
 
 from pgsignals import ConnectionLostError, Database, Gap, Notification, Reactor
-from pgsignals._dispatch.backlog import Hold
 from pgsignals._pure.burst import Burst
+from pgsignals._pure.lanes import Hold
 from pgsignals.embedded import Postgres
 from pgsignals.testing import Proxy
 from tests.support.admin import Admin

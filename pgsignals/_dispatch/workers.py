@@ -9,12 +9,14 @@ from collections.abc import Callable, Collection
 from datetime import UTC
 from typing import Any, Protocol
 
-from pgsignals._dispatch.backlog import TURN, Announcement, Backlog, Drops, Lane, Segment
+from pgsignals._dispatch.backlog import TURN, Backlog
 from pgsignals._dispatch.handlers import describe, refuse_result
+from pgsignals._pure.lanes import Announcement, Lane, Segment, Source
 from pgsignals._pure.values import Notification
 from pgsignals._runtime.fork import Birth
 from pgsignals._runtime.log import Log
 from pgsignals._runtime.reentry import calls_out
+from pgsignals._sources.counters import Counters
 from pgsignals._sources.reports import Gap
 from pgsignals._wire import session as _driver
 from pgsignals.database import Database
@@ -42,16 +44,11 @@ PIECE = 400
 PROMPT = 0.001
 
 
-class Origin(Protocol):
+class Origin(Source, Protocol):
     """A link, as the workers see it."""
 
-    database: Database
+    counters: Counters
     plans: dict[str, Plan]
-    dropped: int
-    dispatched: int
-    failed: int
-
-    def overflowed(self, drops: Drops) -> None: ...
 
 
 class Plan:
@@ -110,7 +107,6 @@ class Workers:
         self._namespaces = (default, channels)
         self._any_channel = any_channel
         self._handler_failed = handler_failed
-        self._failed_lock = threading.Lock()
         self._planned: dict[Origin, int] = {}  # at which change a link's plans were made
         self._drops_logged: dict[Origin, tuple[int, float]] = {}  # so many, and when
         self.threads = [Worker(self, f"{name}-worker-{n}") for n in range(1, count + 1)]
@@ -155,7 +151,7 @@ class Workers:
         :param finally_: at once in any case.
         """
         logged, at = self._drops_logged.get(link, (0, float("-inf")))
-        if (dropped := link.dropped) == logged:
+        if (dropped := link.counters.dropped) == logged:
             return
         if (now := time.monotonic()) - at < DROPS_LOGGED_EVERY and not finally_:
             return
@@ -180,77 +176,97 @@ class Workers:
         backlog = self._backlog
         task = backlog.take()
         while task is not None:
-            handled = 0
             try:
                 if isinstance(task, Announcement):
                     task.run()
                     self._see_fork(INSTANT)
                 else:
-                    handled = self._run_segment(worker, *task)
+                    self._run_segment(worker, *task)
             except BaseException:
                 logger.critical("bug in pgsignals: a worker has failed, and goes on", exc_info=True)
             worker.handler = worker.at = None  # what has been handled must not stay in memory
             if self._forked:
                 return self._leave_child()
-            task = backlog.done(task, handled) or backlog.take()
+            task = backlog.done(task) or backlog.take()
 
     @calls_out
-    def _run_segment(self, worker: Worker, lane: Lane, segment: Segment) -> int:
+    def _run_segment(self, worker: Worker, lane: Lane, segment: Segment) -> None:
         link: Any = segment.source
         backlog, database, sessions = self._backlog, link.database, worker.sessions
         plans = link.plans
         plan, handler = _NOBODY, None
         handled, pace, channel = 0, 1, None
+        taken: list[Notification] = []
+        begun = settled = 0  # of these
         run = backlog.begin(lane, segment, pace)
-        while run is not None:
-            began = time.perf_counter()
-            for notification in run:
-                if notification[0] is not channel or changes.count != plan.made_at:
-                    channel = notification[0]
-                    plan = plans.get(channel)
-                    if plan is None or changes.count != plan.made_at:
-                        plan = self._plan(link, channel)
-                    worker.handler = handler = plan.only
-                if handler is not None:
-                    worker.at = notification
-                    try:
-                        result = handler(database, notification=notification)
-                        if result is not None:
-                            refuse_result(result)
-                    except BaseException as exc:
-                        self._fail(worker, link, plan.calls[0], notification, handler, exc)
-                    if sessions:
-                        worker.end_transactions()
-                elif plan.batch:
-                    if lane.is_next_of(channel):
-                        batch = backlog.take_batch(lane, segment, notification, plan.piece)
-                        handled += len(batch) - 1
-                        self._run_batch(worker, link, plan, batch)
-                    else:  # alone among others: neither a lock nor a pace is needed
-                        self._call_batch_handlers(worker, link, plan, [notification])
-                    if self._forked:
-                        break
-                elif plan.calls:
-                    self._call_each(worker, link, plan, [notification])
-                handled += 1
-            seconds = time.perf_counter() - began
-            if self._see_fork(seconds):
-                break
-            if handled >= TURN and backlog.has_other_work():
-                break
-            pace = 2 * pace if seconds < INSTANT else 1
-            run = backlog.begin(lane, segment, pace)
-        return handled
+        try:
+            while run is not None:
+                taken, begun, settled = lane.taken, 0, 0
+                began = time.perf_counter()
+                for notification in run:
+                    begun += 1
+                    if notification[0] is not channel or changes.count != plan.made_at:
+                        channel = notification[0]
+                        plan = plans.get(channel)
+                        if plan is None or changes.count != plan.made_at:
+                            plan = self._plan(link, channel)
+                        worker.handler = handler = plan.only
+                    if handler is not None:
+                        worker.at = notification
+                        try:
+                            result = handler(database, notification=notification)
+                            if result is not None:
+                                refuse_result(result)
+                        except BaseException as exc:
+                            self._fail(worker, link, plan.calls[0], notification, handler, exc)
+                        if sessions:
+                            worker.end_transactions()
+                    elif plan.batch:
+                        if lane.is_next_of(channel):
+                            if begun - 1 > settled:
+                                link.settle(taken[settled : begun - 1])
+                            batch = backlog.take_batch(lane, segment, notification, plan.piece)
+                            of_run = min(len(batch), len(taken) - begun + 1)
+                            handled += len(batch) - of_run
+                            settled = begun = begun - 1 + of_run
+                            self._run_batch(worker, link, plan, batch)
+                        else:  # alone among others: neither a lock nor a pace is needed
+                            self._call_batch_handlers(worker, link, plan, [notification])
+                        if self._forked:
+                            break
+                    elif plan.calls:
+                        self._call_each(worker, link, plan, [notification])
+                seconds = time.perf_counter() - began
+                if self._see_fork(seconds):
+                    return
+                if begun > settled:
+                    link.settle(taken[settled:begun] if settled or begun < len(taken) else taken)
+                handled += begun
+                settled = begun
+                if handled >= TURN and backlog.has_other_work():
+                    return
+                pace = 2 * pace if seconds < INSTANT else 1
+                run = backlog.begin(lane, segment, pace)
+        except BaseException as exc:
+            if begun > settled:
+                link.settle(taken[settled : begun - 1])
+                link.settle(taken[begun - 1 : begun], exc)
+            raise
 
     @calls_out
     def _run_batch(
         self, worker: Worker, link: Origin, plan: Plan, notifications: list[Notification]
     ) -> None:
         began = time.perf_counter()
-        self._call_batch_handlers(worker, link, plan, notifications)
+        try:
+            self._call_batch_handlers(worker, link, plan, notifications)
+        except BaseException as exc:
+            link.settle(notifications, exc)
+            raise
         seconds = time.perf_counter() - began
         plan.note_pace(len(notifications), seconds)
-        self._see_fork(seconds)
+        if not self._see_fork(seconds):
+            link.settle(notifications)
 
     @calls_out
     def _call_batch_handlers(
@@ -391,10 +407,8 @@ class Workers:
         decoding: bool = False,
     ) -> None:
         """Log, count and report a failure; *told* is the list, for a batch handler."""
-        if isinstance(told, list):
-            told = told[:]  # other handlers get the same ones, whatever a receiver does to it
-        channel = (told[0] if isinstance(told, list) else told).channel
-        name, where = describe(handler), link.database.name
+        settled = told if isinstance(told, list) else [told]
+        channel, name, where = settled[0].channel, describe(handler), link.database.name
         if decoding:  # without the error's text: a decoder's often repeats the payload
             kind = type(error).__name__
             message = "the decode of %s refused a payload on channel %r of %s (%s)"
@@ -404,20 +418,23 @@ class Workers:
             logger.error(message, name, channel, where, exc_info=error)
         if worker.sessions:  # before receivers use the same session
             worker.end_transactions()
-        of_reactor = isinstance(call.signal, ReactorSignal)
-        self._tell_failed(link, None if of_reactor else told, handler, error)
+        if isinstance(call.signal, ReactorSignal):
+            shown = None
+        else:  # other handlers get the same list, whatever a receiver does to it
+            shown = told[:] if isinstance(told, list) else told
+        self._tell_failed(link, settled, shown, handler, error)
 
     def _tell_failed(
         self,
         link: Origin,
-        told: Notification | list[Notification] | None,
+        settled: list[Notification],
+        shown: Notification | list[Notification] | None,
         handler: Callable[..., Any],
         error: BaseException,
     ) -> None:
-        with self._failed_lock:
-            link.failed += 1
+        link.settle(settled, error)
         self.emit(
-            self._handler_failed, link.database, notification=told, handler=handler, error=error
+            self._handler_failed, link.database, notification=shown, handler=handler, error=error
         )
 
     # -- signals of the reactor ------------------------------------------------------------------
@@ -455,7 +472,7 @@ class Workers:
                 if worker is not None and worker.sessions:  # as in _fail
                     worker.end_transactions()
                 if link is not None:
-                    self._tell_failed(link, None, receiver, exc)
+                    self._tell_failed(link, [], None, receiver, exc)
             if worker is not None and worker.sessions:
                 worker.end_transactions()
             if worker is not None and before is not None:

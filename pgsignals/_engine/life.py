@@ -14,9 +14,10 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
-from pgsignals._dispatch.backlog import Backlog, Policy
+from pgsignals._dispatch.backlog import Backlog
 from pgsignals._dispatch.workers import Workers, current_worker, own_session, work_for, works_for
 from pgsignals._engine.reader import Reader
+from pgsignals._pure.lanes import Policy
 from pgsignals._runtime.fork import Birth
 from pgsignals._runtime.log import Log
 from pgsignals._runtime.reentry import calls_out, reentered

@@ -251,8 +251,8 @@ class Reader:
             if (drops := link.dropped_early) is not None:
                 link.dropped_early = None
                 self._backlog.overflow(link, drops)
-            link.received += len(burst)
-            link.last_received = time.time()
+            link.counters.received += len(burst)
+            link.counters.last_received = time.time()
             self._backlog.put(link, burst, link.proven_since, now_utc())
             self.events.queued(link)
         while self._manager.garbage:

@@ -12,16 +12,16 @@ import random
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Literal, Protocol, TypeAlias
 
-from pgsignals._dispatch.backlog import Drops, Hold, Policy
 from pgsignals._dispatch.workers import Plan
 from pgsignals._pure.backoff import Backoff
 from pgsignals._pure.burst import Burst
+from pgsignals._pure.lanes import Drops, Hold, Outcome, Policy
 from pgsignals._pure.names import PROBE_CHANNEL
 from pgsignals._pure.statements import (
     LISTENING,
@@ -38,6 +38,7 @@ from pgsignals._pure.statements import (
 from pgsignals._pure.states import Event, Proof, State, after
 from pgsignals._pure.values import Notification
 from pgsignals._runtime.log import Log
+from pgsignals._sources.counters import Counters
 from pgsignals._sources.reports import DatabaseStatus, Gap
 from pgsignals._wire.session import Result, Session, needs_care
 from pgsignals._wire.sessions import Control
@@ -206,9 +207,8 @@ class Link:
         self._wanted: Collection[str] = ()  # the channels that have been asked for last
         self._request = 0  # by this request
         self.retry_at = self.connect_by = 0.0
-        self.received = self.dispatched = self.dropped = self.failed = 0
-        self.gaps = self.reconnects = self.losses = 0
-        self.last_received: float | None = None
+        self.counters = Counters()
+        self.losses = 0
         self.probe_seconds: float | None = None
         self.queue_usage: float | None = None
         self.last_error: str | None = None
@@ -316,7 +316,7 @@ class Link:
         if self._held:
             received = self._held.received
             held, self.dropped_early = self._held.take(self.proven_since, now_utc())
-            self.received += received - len(held)  # the rest is counted when it is queued
+            self.counters.received += received - len(held)  # the rest is counted when it is queued
             held += burst
             return held
         return burst
@@ -330,8 +330,20 @@ class Link:
 
     # -- as a source of the backlog --------------------------------------------------------------
 
+    #: Plain handlers are called as they are: there is nothing to acknowledge.
+    around = None
+
+    def settle(self, notifications: Sequence[Notification], outcome: Outcome = None) -> None:
+        if outcome is None:
+            self.counters.note_dispatched(len(notifications))
+        else:
+            self.counters.note_failed()
+
+    def dropped(self, count: int) -> None:
+        self.counters.dropped += count
+
     def overflowed(self, drops: Drops) -> None:
-        self.gaps += 1
+        self.counters.note_gap()
         channels = frozenset(drops.channels)
         until = max(drops.since, drops.until)  # a clock may be set back
         gap = Gap(self.database, "overflow", drops.since, until, drops.count, channels)
@@ -546,7 +558,7 @@ class Link:
             self._missed_since = self._missed_since or self._proof.since
             self._backoff.ended_after(time.monotonic() - self._up_since)
             self._reader.events.lost(self, self._reason, error)
-        self.settle()
+        self._acknowledged()
         if self._reader.starting or self.database.wrapped or self.error is not None:
             self.error = self.error or error
         elif not self._reader.stopping:
@@ -845,7 +857,7 @@ class Link:
     def reconcile(self) -> None:
         """Listen to what is wanted, and to nothing else: one statement at a time."""
         if self.state not in (State.SYNCING, State.LISTENING) or self.closed:
-            self.settle()
+            self._acknowledged()
             return
         if self._question is not None:
             return  # its answer comes back here
@@ -857,7 +869,7 @@ class Link:
         elif self.state is State.SYNCING:
             self._listening_holds()
         else:
-            self.settle()
+            self._acknowledged()
 
     def _speakable(self, channels: list[str]) -> list[str]:
         """Those of *channels* that the connection can name; its owner may have set its encoding."""
@@ -879,7 +891,7 @@ class Link:
         self._canary_shown = False  # it has shown nothing of these
         self.reconcile()
 
-    def settle(self) -> None:
+    def _acknowledged(self) -> None:
         """Everything that has been requested so far is acknowledged, or cannot be now."""
         if self._question is None or self.closed:
             self.settled = self._request
@@ -911,14 +923,14 @@ class Link:
         logger.info("%s: listening, backend %s", self.database.name, self.database.backend_id)
         self._reader.events.connected(self, resumed)
         if resumed:
-            self.reconnects += 1
+            self.counters.reconnects += 1
             self._tell_gap("reconnect", self._missed_since or self._proof.since, None)
             self._missed_since = None
         if (interval := self._settings.probe_interval) is not None:
             self._probe_at = now + interval * self._reader.rng.uniform(0.5, 1.0)
         if self._held:
             self._reader.read_soon(self)
-        self.settle()
+        self._acknowledged()
 
     def _tell_gap(
         self,
@@ -926,7 +938,7 @@ class Link:
         since: datetime,
         channels: frozenset[str] | None,
     ) -> None:
-        self.gaps += 1
+        self.counters.note_gap()
         gap = Gap(self.database, reason, since, max(since, now_utc()), None, channels)
         self._reader.events.gap(self, gap)
 
@@ -1266,19 +1278,19 @@ class Link:
             State.WAITING: "lost",
             State.STOPPED: "stopped",
         }
-        session = self.session
+        session, counters = self.session, self.counters
         return DatabaseStatus(
             name=self.database.name,
             state=states[self.state],
             backend_id=session.backend_id if session is not None else None,
             channels=self.channels,
-            received=self.received,
-            dispatched=self.dispatched,
-            dropped=self.dropped,
-            failed=self.failed,
-            gaps=self.gaps,
-            reconnects=self.reconnects,
-            last_received=self.last_received,
+            received=counters.received,
+            dispatched=counters.dispatched,
+            dropped=counters.dropped,
+            failed=counters.failed,
+            gaps=counters.gaps,
+            reconnects=counters.reconnects,
+            last_received=counters.last_received,
             probe_seconds=self.probe_seconds,
             queue_usage=self.queue_usage,
             last_error=self.last_error,
