@@ -76,7 +76,7 @@ CONTENTS = {
             "notebook",
         )
     ],
-    "Understand": ["guarantees", "architecture", "performance", "comparison", "glossary"],
+    "Understand": ["guarantees", "faults", "architecture", "performance", "comparison", "glossary"],
     "Run": ["operations"],
     "Port": ["migrating", "changes"],
     "Look up": ["api"],
