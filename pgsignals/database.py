@@ -14,8 +14,8 @@ from pgsignals._pure.statements import LISTENING, listen_sql
 from pgsignals._pure.values import Notification
 from pgsignals._runtime.fork import Birth
 from pgsignals._runtime.reentry import calls_out, reentered
-from pgsignals._wire import session as _driver
-from pgsignals._wire.session import SHARE, Session
+from pgsignals._wire import opening as _opening
+from pgsignals._wire.session import SHARE, Connection, Cursor, Params, Session, Transaction
 from pgsignals.errors import (
     ClosedError,
     ConnectError,
@@ -120,7 +120,7 @@ class Database:
         :raises ClosedError: the connection is closed.
         :raises ConnectionStateError: it is not in autocommit, or in a transaction.
         """
-        _driver.check_connection(connection, "wrap() was given")
+        _opening.check_connection(connection, "wrap() was given")
         database = cls()
         database._wrapped = True
         database._adopt(Session(connection))
@@ -139,7 +139,7 @@ class Database:
             return session.name
         if self._connect is not None:
             return getattr(self._connect, "__qualname__", "connect()")
-        return _driver.describe(self._conninfo, self._params)
+        return _opening.describe(self._conninfo, self._params)
 
     @property
     def wrapped(self) -> bool:
@@ -167,9 +167,7 @@ class Database:
                 self._adopt(self.new_session())
         return self
 
-    def new_connection(
-        self, within: float | None = None, *, logged: bool = False
-    ) -> _driver.Connection:
+    def new_connection(self, within: float | None = None, *, logged: bool = False) -> Connection:
         """Another connection to the same database, not in use yet.  Blocks.
 
         :param within: seconds for all hosts together; a user's ``connect=`` has its own.
@@ -182,16 +180,16 @@ class Database:
             )
         connect = self._connect
         if connect is not None:
-            return _driver.call_connect(connect, self.name, logged=logged)
+            return _opening.call_connect(connect, self.name, logged=logged)
         return _without_frames(
-            lambda: _driver.open_connection(self._conninfo, self._params, self.name, within)
+            lambda: _opening.open_connection(self._conninfo, self._params, self.name, within)
         )
 
-    def sibling_connection(self) -> _driver.Connection:
+    def sibling_connection(self) -> Connection:
         """A second connection to the same database, besides ours.  Blocks."""
         session = self._session
         if self._wrapped and session is not None and not session.connection.closed:
-            return _without_frames(lambda: _driver.open_like(session.connection))
+            return _without_frames(lambda: _opening.open_like(session.connection))
         try:
             return self.new_connection(logged=True)
         except Error:
@@ -463,7 +461,7 @@ class Database:
     # -- psycopg ---------------------------------------------------------------------------------
 
     @property
-    def connection(self) -> _driver.Connection:
+    def connection(self) -> Connection:
         """The ``psycopg.Connection``.  In a handler of a reactor, one of that worker's own."""
         if (host := self._serving()) is not None:
             return host.own_session().connection
@@ -483,11 +481,11 @@ class Database:
         return session is not None and session.shared
 
     @calls_out
-    def execute(self, query: str | bytes, params: _driver.Params | None = None) -> _driver.Cursor:
+    def execute(self, query: str | bytes, params: Params | None = None) -> Cursor:
         """``connection.execute``; psycopg's errors pass through unchanged."""
         return self.connection.execute(query, params)
 
-    def transaction(self) -> AbstractContextManager[_driver.Transaction]:
+    def transaction(self) -> AbstractContextManager[Transaction]:
         """``connection.transaction()``: a block that commits, or rolls back on an exception."""
         return self.connection.transaction()
 
@@ -586,7 +584,7 @@ class Database:
 calm_types.add(Database)
 
 
-def _session_on(connection: _driver.Connection, *, shared: bool) -> Session:
+def _session_on(connection: Connection, *, shared: bool) -> Session:
     """A session on a connection of ours, which is closed if it is unsuitable."""
     try:
         return Session(connection, shared=shared)
@@ -595,7 +593,7 @@ def _session_on(connection: _driver.Connection, *, shared: bool) -> Session:
         raise
 
 
-def _without_frames(connect: Callable[[], _driver.Connection]) -> _driver.Connection:
+def _without_frames(connect: Callable[[], Connection]) -> Connection:
     """What *connect* returns.  An error leaves behind the frames whose locals hold a password:
     some programs send those to where they collect errors."""
     try:

@@ -20,16 +20,11 @@ import pytest
 from pgsignals import Database, Notification, Reactor
 from pgsignals._pure.names import PROBE_CHANNEL
 from pgsignals._wire import session as _driver
-from pgsignals._wire.session import (
-    CONNECT_TIMEOUT,
-    FEW,
-    READS,
-    SHARE,
-    Result,
-    Session,
-    _Names,
-    describe,
-)
+from pgsignals._wire.encodings import Names
+from pgsignals._wire.notifies import FEW
+from pgsignals._wire.opening import CONNECT_TIMEOUT, describe
+from pgsignals._wire.results import Result
+from pgsignals._wire.session import READS, SHARE, Session
 from pgsignals.embedded import Postgres
 from pgsignals.errors import ConnectError, ConnectionLostError
 from pgsignals.testing import Proxy
@@ -437,7 +432,7 @@ def test_release_leaves_no_trace(dsn: str) -> None:
 
 
 def test_names_are_decoded_once_and_their_number_has_a_bound() -> None:
-    names = _Names("utf-8")
+    names = Names("utf-8")
     assert names[b"a"] is names[b"a"] == "a"
     most = 0
     for number in range(200_000):

@@ -47,7 +47,7 @@ PLACES: dict[str, tuple[type[Any], str]] = {
     "the reader queues, with the backlog's lock": (_backlog.Backlog, "_append"),
     "a worker begins, with the backlog's lock": (_backlog.Backlog, "_first_segment"),
     "a worker is done, with the backlog's lock": (_backlog.Backlog, "_one_is_done"),
-    "the reader reads, with psycopg's lock": (_driver.Session, "_take_notifies"),
+    "the reader reads, with psycopg's lock": (_driver.Session, "_read"),
     "the reader looks at what is due": (_link.Link, "tick"),
     "the reader is about to wake others": (_reader.Reader, "wake_waiters"),
     "a worker looks up handlers": (_workers.Workers, "_plan"),

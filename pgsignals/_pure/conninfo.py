@@ -126,3 +126,19 @@ def unknown(name: str, known: Collection[str], what: str) -> str:
     near = difflib.get_close_matches(name.lower(), known, 1)
     hint = f"; did you mean {near[0]}?" if near else ""
     return f"the unknown {what} {name!r}, which libpq does not accept{hint}"
+
+
+def place(host: str | bytes, port: str | bytes, dbname: str | bytes) -> str:
+    """Where a connection leads, as one printable word without secrets."""
+    texts = (
+        part if isinstance(part, str) else part.decode(errors="replace")
+        for part in (host, port, dbname)
+    )
+    host, port, dbname = texts
+    place = f"{host or 'localhost'}:{port}/{dbname}"
+    return place if place.isprintable() else place.encode("unicode_escape").decode()
+
+
+def one_line(text: object) -> str:
+    """A message of libpq's in one line."""
+    return "; ".join(line.strip() for line in str(text).splitlines() if line.strip())

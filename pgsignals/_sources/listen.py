@@ -40,7 +40,9 @@ from pgsignals._pure.values import Notification
 from pgsignals._runtime.log import Log
 from pgsignals._sources.counters import Counters
 from pgsignals._sources.reports import DatabaseStatus, Gap
-from pgsignals._wire.session import Result, Session, needs_care
+from pgsignals._wire.opening import needs_care
+from pgsignals._wire.results import Result
+from pgsignals._wire.session import Session
 from pgsignals._wire.sessions import Control
 from pgsignals.database import Database
 from pgsignals.errors import (

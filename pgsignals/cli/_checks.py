@@ -23,7 +23,8 @@ from pgsignals._pure.statements import (
     describe_holder,
 )
 from pgsignals._sources.listen import OLDEST_SERVER, QUEUE_ALARM
-from pgsignals._wire.session import Session, versions
+from pgsignals._wire.opening import versions
+from pgsignals._wire.session import Session
 from pgsignals.cli._delivery import Delivery
 from pgsignals.cli._findings import Finding, for_refusal
 from pgsignals.cli._notifiers import channel_findings

@@ -22,7 +22,7 @@ from typing import Any
 
 from pgsignals._dispatch.handlers import describe
 from pgsignals._pure.backoff import Backoff
-from pgsignals._wire.session import needs_care
+from pgsignals._wire.opening import needs_care
 from pgsignals.cli.arguments import (
     FAILED,
     MISUSED,

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import Literal, Self, TypeAlias, TypeVar
 
-from pgsignals._wire.session import endpoint, redirected
+from pgsignals._wire.opening import endpoint, redirected
 
 T = TypeVar("T")
 #: Which way bytes go.
