@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import pgsignals
+from tests.support.sources import (
+    Source,
+    belongs,
+    grown,
+    implements,
+    impurities,
+    is_sentence,
+    oversized,
+    reserved,
+    upward,
+)
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pgsignals"
@@ -59,117 +70,132 @@ LEVELS: list[set[str]] = [
     {"__main__"},
 ]
 LEVEL_OF = {module: level for level, modules in enumerate(LEVELS) for module in modules}
-OURS = {f"pgsignals.{module}" for module in LEVEL_OF}
 
-# Who may import these; nobody else does.
+# Who may import these and who else may not: modules, or rooms with all that they contain.
 ONLY_IN: dict[str, set[str]] = {
-    "argparse": {
-        "cli",
-        *("cli.arguments", "cli.bench", "cli.completion", "cli.demo", "cli.doctor"),
-        *("cli.listen", "cli.notify", "cli.run", "cli.top"),
-    },
+    "argparse": {"cli"},
     "blinker": {"signals"},
     "marshal": set(),
     "opentelemetry": {"telemetry"},
     "pickle": set(),
     "prometheus_client": {"cli._metrics"},
-    "psycopg": {
-        *("_wire.borrowed", "_wire.descriptor", "_wire.encodings", "_wire.hooks"),
-        *("_wire.notifies", "_wire.opening", "_wire.results", "_wire.session"),
-    },
+    "psycopg": {"_wire"},
     "rich": {"cli._screen"},
+    "select": {"_wire", "cli", "testing._proxy"},
+    "selectors": {"_wire", "manager"},
+    "socket": {"_wire", "cli._checks", "cli._metrics", "embedded", "testing._proxy"},
     "yaml": set(),
 }
 
 # Time, chance and the outside world are arguments of these.
-PURE = {"errors", *(module for module in LEVEL_OF if module.startswith("_pure"))}
-IMPURE = {"os", "queue", "select", "selectors", "socket", "subprocess", "threading", "time"}
+PURE = {"errors", "_pure"}
 
-# Who may call these; nobody else does.
+# Who may call these.
 CALLED_IN: dict[str, set[str]] = {
     "eval": set(),
     "exec": set(),
-    "print": {"cli.arguments", "cli.completion", "demo", "demo._view"},
+    "print": {"cli.arguments", "cli.completion", "demo"},
     "time.time": {"_engine.reader"},  # what operators compare with a clock on the wall
 }
+
+# Types that a module names though they are defined above it; each with the reason.
+TYPES_FROM_ABOVE: dict[tuple[str, str], str] = {
+    ("_dispatch.handlers", "reactor"): "receivers of `stopped` are given the Reactor",
+}
+
+# Calls that go up: each Protocol with the module that implements it, "" for users' classes, and
+# the reason why it is not an import.
+PROTOCOLS: dict[str, tuple[str, str]] = {
+    "_dispatch.workers.Origin": ("_sources.listen", "workers report to the source what became"),
+    "_engine.life.Owner": ("reactor", "a life emits the signals of the reactor it belongs to"),
+    "_engine.reader.Duties": ("_engine.life", "the reader's thread does what its life asks for"),
+    "_pure.decode.Adapter": ("", "pydantic's TypeAdapter, which need not be installed"),
+    "_pure.decode.Dataclass": ("", "what every dataclass has; the standard library has no type"),
+    "_pure.decode.Model": ("", "pydantic's BaseModel, which need not be installed"),
+    "_pure.lanes.Source": ("_sources.listen", "several kinds of source feed one backlog"),
+    "_sources.listen.Care": ("_engine.reader", "a link asks the thread that owns its socket"),
+    "_sources.listen.Events": ("_engine.life", "a link reports what happens to it"),
+    "database.Host": ("_engine.life", "a served database passes calls to its reactor"),
+    "manager.Member": ("database", "users' own classes may be watched, too"),
+    "signals.Watcher": ("reactor", "signals tell running reactors that handlers have changed"),
+}
+
+# Modules with Protocols of one `__call__`: they only say what a function looks like.
+CALLABLES: dict[str, str] = {
+    "_dispatch.handlers": "users' handlers, and the decorators that take them",
+    "testing._capture": "a fixture of the pytest plugin",
+    "testing._handlers": "a fixture of the pytest plugin",
+}
+
+# What is larger than the limits today.  Entries may only shrink, and none may be added.
+RATCHET = tomllib.loads((ROOT / "tests" / "ratchet.toml").read_text("utf-8"))
 
 MACHINE_PATHS = re.compile(r"(?<![\w.])/[w]ork/|\.\./[s]hared")
 
 
-class Source(ast.NodeVisitor):
-    """The imports and calls of one module, save those that only annotations need."""
-
-    def __init__(self, path: Path) -> None:
-        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-        self.name = name.removesuffix(".__init__")
-        self.imports: set[str] = set()
-        self.calls: set[str] = set()
-        self.has_relative_import = False
-        self.visit(ast.parse(path.read_text("utf-8"), path.name))
-
-    def visit_If(self, node: ast.If) -> None:
-        if ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
-            node.body = []
-        self.generic_visit(node)
-
-    def visit_Import(self, node: ast.Import) -> None:
-        self.imports.update(alias.name for alias in node.names)
-
-    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
-        self.has_relative_import |= node.level > 0
-        names = {alias.name for alias in node.names}
-        modules = {name for name in names if f"{node.module}.{name}" in OURS}
-        self.imports.update(f"{node.module}.{name}" for name in modules)
-        if names - modules:
-            self.imports.add(node.module or "")
-        self.calls.update(f"{node.module}.{name}" for name in names)
-
-    def visit_Call(self, node: ast.Call) -> None:
-        self.calls.add(ast.unparse(node.func))
-        self.generic_visit(node)
-
-    @property
-    def own_imports(self) -> set[str]:
-        """The modules of this package that it imports; the package itself is `__init__`."""
-        names = {name.partition(".") for name in self.imports}
-        return {rest or "__init__" for top, _, rest in names if top == "pgsignals"}
-
-    @property
-    def foreign_imports(self) -> set[str]:
-        return {name.partition(".")[0] for name in self.imports}
-
-
-SOURCES = [Source(path) for path in sorted(PACKAGE.rglob("*.py"))]
+SOURCES = [Source(path, PACKAGE, set(LEVEL_OF)) for path in sorted(PACKAGE.rglob("*.py"))]
 each_module = pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
 
 
 @each_module
 def test_module_imports_from_lower_levels_only(source: Source) -> None:
     assert source.name in LEVEL_OF, f"give {source.name} a level"
-    level = LEVEL_OF[source.name]
 
     assert not source.has_relative_import
-    assert {name for name in source.own_imports if LEVEL_OF.get(name, level) >= level} == set()
+    assert upward(source, LEVEL_OF, source.imports) == set()
+
+
+@each_module
+def test_only_listed_types_are_imported_from_above(source: Source) -> None:
+    allowed = {target for module, target in TYPES_FROM_ABOVE if module == source.name}
+
+    assert upward(source, LEVEL_OF, source.type_imports) == allowed
 
 
 @each_module
 def test_module_imports_nothing_that_is_reserved_for_another(source: Source) -> None:
-    reserved = {name for name, users in ONLY_IN.items() if source.name not in users}
-
-    assert source.foreign_imports & reserved == set()
+    assert reserved(source.foreign_imports, ONLY_IN, source.name) == set()
 
 
 @each_module
 def test_module_calls_nothing_that_is_reserved_for_another(source: Source) -> None:
-    reserved = {name for name, users in CALLED_IN.items() if source.name not in users}
-
-    assert source.calls & reserved == set()
+    assert reserved(source.calls, CALLED_IN, source.name) == set()
 
 
 @each_module
 def test_pure_module_knows_neither_sockets_threads_nor_clocks(source: Source) -> None:
-    if source.name in PURE:
-        assert source.foreign_imports & IMPURE == set()
+    if belongs(source.name, PURE):
+        assert impurities(source) == set()
+
+
+@each_module
+def test_module_opens_with_a_sentence(source: Source) -> None:
+    assert is_sentence(source.docstring), source.docstring
+
+
+def test_every_protocol_is_listed_with_its_reason() -> None:
+    protocols = {
+        f"{source.name}.{name}": shape
+        for source in SOURCES
+        for name, shape in source.classes.items()
+        if shape.is_protocol
+    }
+    calls = {name for name, shape in protocols.items() if shape.members == {"__call__"}}
+
+    assert set(protocols) - calls == set(PROTOCOLS)
+    assert {name.rpartition(".")[0] for name in calls} == set(CALLABLES)
+
+
+@pytest.mark.parametrize("protocol", [name for name in PROTOCOLS if PROTOCOLS[name][0]])
+def test_protocol_is_implemented_by_the_module_that_the_list_names(protocol: str) -> None:
+    module, _, name = protocol.rpartition(".")
+    by_name = {source.name: source for source in SOURCES}
+
+    assert implements(by_name[PROTOCOLS[protocol][0]], by_name[module].classes[name])
+
+
+def test_nothing_outgrows_its_limit() -> None:
+    assert grown(oversized(SOURCES), RATCHET) == []
 
 
 @each_module
@@ -183,9 +209,12 @@ def test_loggers_have_names_that_do_not_change_with_a_module(source: Source) -> 
 
 
 def test_tables_name_only_modules_that_exist() -> None:
-    tables = [set(LEVEL_OF), PURE, *ONLY_IN.values(), *CALLED_IN.values()]
+    implementers = {module for module, _ in PROTOCOLS.values() if module}
+    from_above = {name for names in TYPES_FROM_ABOVE for name in names}
+    tables = [set(LEVEL_OF), PURE, implementers, from_above]
 
-    assert set().union(*tables) == {source.name for source in SOURCES}
+    assert set().union(*tables, *ONLY_IN.values(), *CALLED_IN.values()) == set(LEVEL_OF)
+    assert set(LEVEL_OF) == {source.name for source in SOURCES}
 
 
 @pytest.mark.parametrize("name", pgsignals.__all__)

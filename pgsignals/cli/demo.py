@@ -1,4 +1,4 @@
-"""``pgsignals demo``."""
+"""``pgsignals demo``: a guided run of the whole library, on a server of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``pgsignals listen``."""
+"""``pgsignals listen``: print each notification, or run a command for it."""
 
 from __future__ import annotations
 

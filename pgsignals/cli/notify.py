@@ -1,4 +1,4 @@
-"""``pgsignals notify``."""
+"""``pgsignals notify``: send one notification, its payload an argument or standard input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What commands print.
+"""How commands print to a terminal or a pipe.
 
 What is received is untrusted: it reaches a terminal with its control characters escaped.
 """
