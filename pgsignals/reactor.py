@@ -209,7 +209,11 @@ class Reactor:
     def served(self) -> Collection[Database]:
         """See :class:`pgsignals.signals.Watcher`."""
         life = self._life
-        return () if life is None or life.over or self._birth.elsewhere else self._databases
+        return (
+            ()
+            if life is None or life.lifecycle.closed or self._birth.elsewhere
+            else self._databases
+        )
 
     def check_handler(self, handler: Callable[..., Any], sender: Database | None) -> None:
         """See :class:`pgsignals.signals.Watcher`."""
@@ -286,7 +290,7 @@ class Reactor:
         fresh = None
         try:
             with self._lock:
-                if (life := self._life) is not None and not life.over:
+                if (life := self._life) is not None and not life.lifecycle.closed:
                     return life
                 fresh = self._life = Life(self, self._plan)
             fresh.start()
@@ -385,7 +389,7 @@ class Reactor:
     def running(self) -> bool:
         """True from the end of :meth:`start` until a stop has closed the sessions."""
         self._check_fork()
-        return self._life is not None and self._life.running and not self._life.over
+        return self._life is not None and self._life.lifecycle.running
 
     @calls_out
     def __enter__(self) -> Self:
@@ -474,7 +478,7 @@ class Reactor:
             databases = tuple(_never_started(database) for database in self._databases)
             return Status(running=False, backlog=0, workers=self._plan.workers, databases=databases)
         return Status(
-            running=life.running,
+            running=life.lifecycle.running,
             backlog=life.backlog.waiting,
             workers=self._plan.workers,
             databases=tuple(link.status() for link in life.reader.links),
@@ -491,7 +495,7 @@ class Reactor:
         return database
 
     def _running_life(self, what: str) -> Life:
-        if (life := self._life) is None or life.over:
+        if (life := self._life) is None or life.lifecycle.closed:
             raise ClosedError(f"{what}: the reactor is not running; call start()")
         return life
 

@@ -31,7 +31,7 @@ LEVELS: list[set[str]] = [
     {"errors", "_pure", "_runtime", "_wire", "_sources", "_dispatch", "_engine"},
     {"_pure.backoff", "_pure.conninfo", "_pure.decode", "_pure.metrics"},
     {"_pure.states", "_pure.values"},
-    {"_pure.burst", "_pure.names"},
+    {"_pure.burst", "_pure.names", "_pure.phases"},
     {"_pure.statements"},
     {"_pure.lanes"},
     {"_runtime.fork", "_runtime.log", "_runtime.reentry"},

@@ -18,6 +18,7 @@ from pgsignals._dispatch.backlog import Backlog
 from pgsignals._dispatch.workers import Workers, current_worker, own_session, work_for, works_for
 from pgsignals._engine.reader import Reader
 from pgsignals._pure.lanes import Policy
+from pgsignals._pure.phases import Event, Lifecycle, Phase
 from pgsignals._runtime.fork import Birth
 from pgsignals._runtime.log import Log
 from pgsignals._runtime.reentry import calls_out, reentered
@@ -96,13 +97,13 @@ class Life:
             reactor.handler_failed,
             home=self,
         )
-        self.reader = Reader(self, plan.databases, self.backlog, plan.links, plan.idle)
+        self.lifecycle = Lifecycle()
+        self.reader = Reader(
+            self, self.lifecycle, plan.databases, self.backlog, plan.links, plan.idle
+        )
         self.error: BaseException | None = None
-        self.running = False
-        self.over = False  # the sessions are closed; a new life may begin
-        self._clean = True
+        self._drained = True
         self._deadlines: list[float] = []  # one per request to stop; the earliest counts
-        self._asked_to_stop = False
         self._birth = Birth()
         self._idle_waits = False
         self._borrowed: dict[Database, Session] = {}
@@ -119,7 +120,7 @@ class Life:
     def has_begun(self) -> bool:
         """Wait until another thread's start is over, and say whether it goes on."""
         self._begun.wait()
-        return self.running and not self.reader.stopping
+        return self.lifecycle.phase is Phase.RUNNING
 
     def start(self) -> None:
         """See :meth:`Reactor.start`."""
@@ -142,15 +143,12 @@ class Life:
         self.workers.start()
         self._thread.start()
         error = self.reader.wait_started()
-        if error is None and not self.reader.starting and not self.reader.stopping:
-            self.running = True
-        else:
-            raise error or ClosedError("the reactor was stopped while it started")
+        if error is not None or self.lifecycle.happen(Event.BEGIN) is not Phase.RUNNING:
+            raise error or self.error or ClosedError("the reactor was stopped while it started")
 
     def abandon(self) -> None:
         """Roll back a start, however far it got."""
-        self._deadlines.append(time.monotonic())
-        self.reader.stop()
+        self.ask_to_stop(time.monotonic())
         if self._claim.acquire(blocking=False):  # the reader has not begun, and will not
             self.reader.close(time.monotonic())
             self._take_back()
@@ -166,7 +164,6 @@ class Life:
         """Begin to stop, or shorten the time that a stop has.  Takes no lock."""
         if deadline is not None:
             self._deadlines.append(deadline)
-        self._asked_to_stop = True
         self.reader.stop()
         self.backlog.hurry()
 
@@ -177,7 +174,7 @@ class Life:
         """See :meth:`Reactor.stop`."""
         self.ask_to_stop(deadline)
         self.join(None)
-        return self._clean
+        return self._drained
 
     @property
     def is_current(self) -> bool:
@@ -191,14 +188,14 @@ class Life:
             return True
         here: Life | None = works_for()
         if here is self or reentered():
-            return self.over
+            return self.lifecycle.closed
         within = None if seconds is None else min(seconds, threading.TIMEOUT_MAX)
         if here is None:
             return self._await_end(within)
         me = threading.get_ident()
         here._waits[me] = self  # before the look, so that of two threads at least one sees it
         try:
-            return self.over if self._waits_for(here) else self._await_end(within)
+            return self.lifecycle.closed if self._waits_for(here) else self._await_end(within)
         finally:
             del here._waits[me]
 
@@ -234,7 +231,7 @@ class Life:
                 self._when_over.popleft()()
 
     def _be_over(self) -> None:
-        self.running, self.over = False, True
+        self.lifecycle.happen(Event.END)
         self._done.set()
         self._call_when_over()
 
@@ -251,9 +248,8 @@ class Life:
         work_for(self)
         try:
             self._step(lambda: self.reader.run(self._borrowed))
-            if self.running and not self._asked_to_stop:
+            if self.lifecycle.happen(Event.FAIL) is Phase.FAILING:
                 self.error = self.error or self.reader.error
-            self.reader.stopping = True
             self.reader.wake_waiters()
             self._end()
         finally:
@@ -269,17 +265,17 @@ class Life:
             self.error = self.error or exc
 
     def _end(self) -> None:
-        was_running = self.running
+        was_running = self.lifecycle.running
         self._step(lambda: self.reader.finish(self._borrowed, self._deadline))
         drained = self.backlog.join(self._deadline)
         if not drained:
-            self._clean = False
+            self._drained = False
             self._warn()
         self._step(lambda: self.reader.close(time.monotonic() + CLOSED_WITHIN))
         self._step(self._take_back)
         for link in self.reader.links:
             self.workers.warn_of_drops(link, finally_=True)
-        self.running, self.over = False, True
+        self.lifecycle.happen(Event.CLOSE)
         _living.discard(self)
         if was_running:
             self._step(lambda: self._tell_stopped(drained))

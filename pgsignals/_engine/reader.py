@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from pgsignals._dispatch.backlog import Backlog
+from pgsignals._pure.phases import Event, Lifecycle
 from pgsignals._pure.states import State
 from pgsignals._runtime.log import Log
 from pgsignals._sources.listen import Events, Link, Settings, now_utc
@@ -65,6 +66,7 @@ class Reader:
     def __init__(
         self,
         events: Duties,
+        lifecycle: Lifecycle,
         databases: Iterable[Database],
         backlog: Backlog,
         settings: Settings,
@@ -72,8 +74,7 @@ class Reader:
     ) -> None:
         self.events = events
         self.rng = random.Random()
-        self.starting = True
-        self.stopping = False
+        self._lifecycle = lifecycle
         self.links = [Link(database, self, settings) for database in databases]
         self._backlog = backlog
         backlog.on_wait = self.wake_waiters
@@ -90,6 +91,16 @@ class Reader:
         self._idle_at = float("inf")
         self._check_workers_at = 0.0
         self._due = 0.0
+
+    @property
+    def starting(self) -> bool:
+        """Whether an error of a link still makes the start fail."""
+        return self._lifecycle.starting
+
+    @property
+    def stopping(self) -> bool:
+        """Whether :meth:`run` returns or has returned."""
+        return self._lifecycle.stopping
 
     # -- from any thread -------------------------------------------------------------------------
 
@@ -132,7 +143,7 @@ class Reader:
     def wait_started(self) -> Exception | None:
         """Wait until every link listens, and return None, or the error that keeps one from it."""
         with self._changed:
-            self._changed.wait_for(lambda: not self.starting or self.stopping)
+            self._changed.wait_for(lambda: not self.starting)
         return self.error
 
     def spawn(
@@ -153,7 +164,7 @@ class Reader:
 
     def stop(self) -> None:
         """Make :meth:`run` return.  Takes no lock; the reader wakes those who wait for it."""
-        self.stopping = True
+        self._lifecycle.happen(Event.STOP)
         self._backlog.release_reader()
         self._wake()
 
@@ -264,14 +275,16 @@ class Reader:
         """See whether all have started, or whether one cannot go on."""
         failed = [link for link in self.links if link.error and link.state is not State.STOPPED]
         if self.starting:
-            if failed or all(link.state is State.LISTENING for link in self.links):
-                self.starting = False
+            if failed:
+                self._lifecycle.happen(Event.FAIL)
+            elif all(link.state is State.LISTENING for link in self.links):
+                self._lifecycle.happen(Event.LISTENING)
                 self.wake_waiters()
             return
         for link in failed:
             link.stop()
         if failed and all(link.state is State.STOPPED for link in self.links):
-            self.stopping = True
+            self._lifecycle.happen(Event.FAIL)
 
     def finish(self, give_back: Collection[Database], deadline: Callable[[], float | None]) -> None:
         """Queue what is there, and close every session except those to be given back.

@@ -87,7 +87,7 @@ def settle(reactor: Reactor, timeout: float = TIMEOUT) -> None:
     """
     __tracebackhide__ = True
     life = reactor._life
-    if life is None or life.over:
+    if life is None or life.lifecycle.closed:
         raise ClosedError("settle(): the reactor is not running; call start()")
     handled: queue.SimpleQueue[Database] = queue.SimpleQueue()
     deadline = deadline_in(timeout)
