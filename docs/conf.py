@@ -13,6 +13,7 @@ from types import FunctionType
 from typing import Any
 
 import blinker
+from docutils import nodes
 from pygments.lexers.sql import PostgresLexer
 
 import pgsignals
@@ -107,6 +108,23 @@ def show_example(found: re.Match[str]) -> str:
     return text.replace("](../../docs/", "](").replace("\n## ", "\n### ")
 
 
+def make_tables_narrow(_: Any, doctree: nodes.document, __: str) -> None:
+    """Mark tables of sentences, whose cells stand one below the other on a phone: site.css.
+
+    There each cell but the first says what its column is, unless there is only one other column.
+    """
+    for table in doctree.findall(nodes.table):
+        head, *rows = ([*row.children] for row in table.findall(nodes.row))
+        if len(head) > 4 or all(len(cell.astext()) < 50 for row in rows for cell in row):
+            continue
+        table["classes"].append("sentences")
+        labels = [cell.astext() for cell in head] if len(head) > 2 else []
+        for row in rows:
+            for cell, label in zip(row[1:], labels[1:], strict=False):
+                if label and cell.astext():
+                    cell.insert(0, nodes.paragraph(text=label, classes=["label"]))
+
+
 def send_home(namespace: Any) -> None:
     """Public names say that they are of the package; their comments are where they are defined."""
     for name in namespace.__all__:
@@ -131,6 +149,7 @@ def setup(app: Any) -> None:
     """Called by Sphinx."""
     app.connect("source-read", add_contents)
     app.connect("source-read", show_examples)
+    app.connect("doctree-resolved", make_tables_narrow)
     app.connect("missing-reference", find_public)
     app.add_lexer("sql", PostgresLexer)  # the other one does not know $$
     send_home(pgsignals)
