@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any, Self, get_args
 
 from pgsignals._dispatch.handlers import refuse_coroutine_function, typed, typed_on
+from pgsignals._dispatch.ordered import F, OrderedSignal
 from pgsignals._engine.life import Life, Plan
 from pgsignals._pure.lanes import Policy
 from pgsignals._pure.names import ALL, check_handled, check_unlisten, notify_items
@@ -23,7 +24,7 @@ from pgsignals._sources.reports import DatabaseStatus, Status
 from pgsignals.database import Database
 from pgsignals.errors import ClosedError, ConnectionStateError
 from pgsignals.manager import as_seconds, check_timeout
-from pgsignals.signals import Channels, ChannelSignal, F, OrderedSignal, default
+from pgsignals.signals import Channels, ChannelSignal, default
 
 logger = Log("pgsignals.reactor")
 

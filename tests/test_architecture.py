@@ -34,7 +34,7 @@ LEVELS: list[set[str]] = [
     {"_pure.burst", "_pure.names", "_pure.phases"},
     {"_pure.statements"},
     {"_pure.lanes"},
-    {"_runtime.fork", "_runtime.log", "_runtime.reentry"},
+    {"_runtime.fork", "_runtime.log", "_runtime.reentry", "_runtime.shared"},
     {"_wire.borrowed", "_wire.encodings", "_wire.waker", "embedded._processes"},
     {"_wire.descriptor", "_wire.hooks", "_wire.notifies", "_wire.results"},
     {"embedded._binaries"},
@@ -45,6 +45,7 @@ LEVELS: list[set[str]] = [
     {"_wire.sessions"},
     {"_sources.counters", "_sources.reports"},
     {"_dispatch.backlog", "_dispatch.handlers"},
+    {"_dispatch.ordered"},
     {"signals"},
     {"_dispatch.workers"},
     {"_sources.listen"},
@@ -74,7 +75,7 @@ LEVEL_OF = {module: level for level, modules in enumerate(LEVELS) for module in 
 # Who may import these and who else may not: modules, or rooms with all that they contain.
 ONLY_IN: dict[str, set[str]] = {
     "argparse": {"cli"},
-    "blinker": {"signals"},
+    "blinker": {"_dispatch.ordered"},
     "marshal": set(),
     "opentelemetry": {"telemetry"},
     "pickle": set(),

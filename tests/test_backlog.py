@@ -21,12 +21,13 @@ from hypothesis import strategies as st
 
 from pgsignals._dispatch import workers as _workers
 from pgsignals._dispatch.backlog import RUN, TURN, Backlog
+from pgsignals._dispatch.ordered import OrderedSignal
 from pgsignals._dispatch.workers import Plan, Workers
 from pgsignals._pure.burst import Burst
 from pgsignals._pure.lanes import Drops, Outcome, Policy, Segment
 from pgsignals._pure.values import Notification
 from pgsignals._sources.counters import Counters
-from pgsignals.signals import Channels, OrderedSignal
+from pgsignals.signals import Channels
 from tests.support.waiting import PATIENCE, Background, wait_until
 
 Kind: TypeAlias = Literal["begin", "end", "announced", "gap"]

@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 
 import pgsignals
 from pgsignals import Database, signals
+from pgsignals._dispatch.ordered import Options, OrderedSignal, changes, restore, state_of
+from pgsignals._runtime.shared import Shared
 from pgsignals.errors import ChannelNameError
-from pgsignals.signals import Channels, ChannelSignal, Options, OrderedSignal, Shared
+from pgsignals.signals import Channels, ChannelSignal
 from tests.support.values import BAD_NAMES, GOOD_NAMES, NO_TEXT
 from tests.support.waiting import Background
 
@@ -547,14 +549,14 @@ def test_watcher_is_held_weakly(channels: Channels) -> None:
 def test_every_change_is_counted() -> None:
     signal = OrderedSignal()
     _, (a,) = receivers("a")
-    counts = [signals.changes.count]
+    counts = [changes.count]
     signal.connect(a)
-    counts.append(signals.changes.count)
+    counts.append(changes.count)
     with signal.muted():
-        counts.append(signals.changes.count)
-    counts.append(signals.changes.count)
+        counts.append(changes.count)
+    counts.append(changes.count)
     signal.disconnect(a)
-    counts.append(signals.changes.count)
+    counts.append(changes.count)
 
     assert counts == sorted(set(counts))
 
@@ -585,7 +587,7 @@ RESOLVING: dict[str, Callable[[Channels, ChannelSignal], object]] = {
     "receivers_for": lambda _, orders: list(orders.receivers_for("db")),
     "send": lambda _, orders: orders.send("db"),
     "wanted_by": lambda channels, _: channels.wanted_by("db"),
-    "restore": lambda _, orders: orders.restore(orders.state()),
+    "restore": lambda _, orders: restore(orders, state_of(orders)),
     "handlers_for": lambda channels, _: channels.handlers_for(["db"]),
 }
 

@@ -15,6 +15,7 @@ import pytest
 
 import pgsignals
 from pgsignals import ClosedError, ConnectError, Database, Gap, Notification, Reactor
+from pgsignals._dispatch.ordered import state_of
 from pgsignals.embedded import Postgres
 from pgsignals.testing import (
     Capture,
@@ -259,7 +260,7 @@ def test_handlers_of_the_block_are_gone_and_those_before_it_are_back(
             signal.connect(handler, sender=database if handler is before[2] else pgsignals.Reactor)
         signal.connect(before[0])
         pgsignals.on("gap")(told := Gaps())
-        state = [list(part.items()) for part in signal.state()]
+        state = [list(part.items()) for part in state_of(signal)]
         with isolated_handlers():
             signal.disconnect(before[0])
             signal.disconnect(before[2])
@@ -267,7 +268,7 @@ def test_handlers_of_the_block_are_gone_and_those_before_it_are_back(
             pgsignals.on("gap", "gap")(Gaps())
             signal.connect(before[1], sender=database)
             assert list(signal.receivers_for(database)) != before
-        assert [list(part.items()) for part in signal.state()] == state
+        assert [list(part.items()) for part in state_of(signal)] == state
         assert list(signal.receivers_for(database)) == [before[0], before[2]]
         assert not pgsignals.channel(other).receivers
         gap = pgsignals.signals.default.of_reactor["gap"]
@@ -285,8 +286,8 @@ def test_handlers_and_senders_that_were_collected_do_not_come_back(channel: str)
         with isolated_handlers():
             del handler, database
             gc.collect()
-        assert not signal.wanted_by(None)
-        assert not signal.state().senders
+        assert not state_of(signal).wanted_by(None)
+        assert not state_of(signal).senders
 
 
 def test_running_reactor_follows_the_handlers_that_come_back(

@@ -11,6 +11,14 @@ from typing import Any, Protocol
 
 from pgsignals._dispatch.backlog import TURN, Backlog
 from pgsignals._dispatch.handlers import describe, refuse_result
+from pgsignals._dispatch.ordered import (
+    Call,
+    OrderedSignal,
+    ReactorSignal,
+    calls_for,
+    changes,
+    state_of,
+)
 from pgsignals._pure.lanes import Announcement, Lane, Segment, Source
 from pgsignals._pure.values import Notification
 from pgsignals._runtime.fork import Birth
@@ -21,7 +29,7 @@ from pgsignals._sources.reports import Gap
 from pgsignals._wire import session as _driver
 from pgsignals.database import Database
 from pgsignals.errors import ConnectionStateError
-from pgsignals.signals import Call, Channels, OrderedSignal, ReactorSignal, changes, default
+from pgsignals.signals import Channels, default
 
 logger = Log("pgsignals.reactor")
 
@@ -314,7 +322,7 @@ class Workers:
                 for namespace in self._namespaces
                 for call in namespace.calls_for(channel, link.database)
             ]
-            calls += self._any_channel.calls_for(link.database)
+            calls += calls_for(self._any_channel, link.database)
             if (around := self._namespaces[-1].around) is not None:
                 for call in calls:
                     call.wrap(around)
@@ -456,7 +464,7 @@ class Workers:
         """See :meth:`emit`.  Returns how many receivers were called."""
         worker = current_worker(self)
         called = 0
-        for call in signal.calls_for(sender):
+        for call in calls_for(signal, sender):
             receiver = call.handler() if call.still_calls(sender) else None
             if receiver is None:
                 continue
@@ -492,7 +500,7 @@ class Workers:
             _named(gap.channels),
         )
         called = self._emit(signal, link.database, link, {"gap": gap})
-        if not called and signal.has_forgotten(link.database):
+        if not called and state_of(signal).has_forgotten(link.database):
             logger.warning(
                 "%s: no receiver is left for the gap: they were connected weakly and have been "
                 "collected; use @reactor.on('gap'), or connect(..., weak=False)",

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pgsignals._dispatch.backlog import Backlog
+from pgsignals._dispatch.ordered import OrderedSignal
 from pgsignals._dispatch.workers import Workers, current_worker, own_session, work_for, works_for
 from pgsignals._engine.reader import Reader
 from pgsignals._pure.lanes import Policy
@@ -27,7 +28,7 @@ from pgsignals._sources.reports import Gap
 from pgsignals._wire.session import Session
 from pgsignals.database import Database
 from pgsignals.errors import ClosedError, ConnectionLostError, ConnectionStateError
-from pgsignals.signals import Channels, OrderedSignal
+from pgsignals.signals import Channels
 
 logger = Log("pgsignals.reactor")
 

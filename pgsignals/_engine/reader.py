@@ -18,12 +18,12 @@ from pgsignals._dispatch.backlog import Backlog
 from pgsignals._pure.phases import Event, Lifecycle
 from pgsignals._pure.states import State
 from pgsignals._runtime.log import Log
+from pgsignals._runtime.shared import Shared
 from pgsignals._sources.listen import Events, Link, Settings, now_utc
 from pgsignals._wire.session import Session
 from pgsignals.database import Database
 from pgsignals.errors import ConnectError
 from pgsignals.manager import NotificationManager
-from pgsignals.signals import Shared
 
 logger = Log("pgsignals.reactor")
 

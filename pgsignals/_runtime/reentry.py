@@ -23,7 +23,10 @@ _PACKAGE = __name__.partition(".")[0]
 _USERS = {"cli", "demo", "embedded", "testing", "telemetry", "__main__"}
 
 #: What a call may pass through before it asks; and the standard library's ``with``.
-_ENTRANCES = {f"{_PACKAGE}.{name}" for name in ("_engine.life", "database", "reactor", "signals")}
+_ENTRANCES = {
+    f"{_PACKAGE}.{name}"
+    for name in ("_dispatch.ordered", "_engine.life", "database", "reactor", "signals")
+}
 _ENTRANCES.add("contextlib")
 
 #: Other modules whose locks our threads wait for.

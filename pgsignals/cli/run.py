@@ -21,6 +21,7 @@ from types import ModuleType, TracebackType
 from typing import Any
 
 from pgsignals._dispatch.handlers import describe
+from pgsignals._dispatch.ordered import OrderedSignal, calls_for
 from pgsignals._pure.backoff import Backoff
 from pgsignals._wire.opening import needs_care
 from pgsignals.cli.arguments import (
@@ -41,7 +42,6 @@ from pgsignals.cli.terminal import escape, say
 from pgsignals.database import Database
 from pgsignals.errors import ConnectError, Error
 from pgsignals.reactor import Reactor
-from pgsignals.signals import OrderedSignal
 
 logger = logging.getLogger("pgsignals.run")
 
@@ -238,7 +238,7 @@ def served(reactor: Reactor) -> Iterator[tuple[str, list[str], list[Database]]]:
 
 def called_by(signal: OrderedSignal, database: Database) -> list[Callable[..., object]]:
     """The receivers of one of a reactor's signals."""
-    found = (call.handler() for call in signal.calls_for(database))
+    found = (call.handler() for call in calls_for(signal, database))
     return [receiver for receiver in found if receiver is not None]
 
 
