@@ -13,6 +13,7 @@ from _weakref import _remove_dead_weakref  # type: ignore[attr-defined]
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, Protocol
 
+from pgsignals._dispatch.connected import Options, State
 from pgsignals._dispatch.handlers import (
     REACTOR_SIGNALS,
     check_signature,
@@ -24,9 +25,7 @@ from pgsignals._dispatch.ordered import (
     ANY,
     Call,
     F,
-    Options,
     ReactorSignal,
-    State,
     calls_for,
     changes,
     connect,
@@ -210,7 +209,7 @@ class Channels:
     def wanted_by(self, sender: Any) -> set[str]:
         """The channels that have a handler for *sender*."""
         sender_id = id_of(sender)
-        return {signal.name for signal in self._known() if state_of(signal).wanted_by_id(sender_id)}
+        return {signal.name for signal in self._known() if state_of(signal).wanted_by(sender_id)}
 
     def calls_for(self, name: str, sender: Any) -> list[Call]:
         """See :func:`pgsignals._dispatch.ordered.calls_for`."""
@@ -224,10 +223,13 @@ class Channels:
         """As :meth:`State.handlers_for`, by the name of the channel or of the reactor's
         signal."""
         found: dict[str, list[tuple[Callable[..., Any], bool]]] = {}
+        sender_ids = list(map(id_of, senders))
         signals: list[ChannelSignal | ReactorSignal] = [*self._known(), *self.of_reactor.values()]
         for signal in signals:
             state = state_of(signal)
-            if handlers := [one for sender in senders for one in state.handlers_for(sender)]:
+            if handlers := [
+                one for sender_id in sender_ids for one in state.handlers_for(sender_id)
+            ]:
                 found.setdefault(signal.name, []).extend(handlers)
         return found
 

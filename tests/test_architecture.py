@@ -45,6 +45,7 @@ LEVELS: list[set[str]] = [
     {"_wire.sessions"},
     {"_sources.counters", "_sources.reports"},
     {"_dispatch.backlog", "_dispatch.handlers"},
+    {"_dispatch.connected"},
     {"_dispatch.ordered"},
     {"signals"},
     {"_dispatch.workers"},

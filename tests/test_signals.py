@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 import pgsignals
 from pgsignals import Database, signals
-from pgsignals._dispatch.ordered import Options, OrderedSignal, changes, restore, state_of
+from pgsignals._dispatch.connected import Options
+from pgsignals._dispatch.ordered import OrderedSignal, changes, restore, state_of
 from pgsignals._runtime.shared import Shared
 from pgsignals.errors import ChannelNameError
 from pgsignals.signals import Channels, ChannelSignal

@@ -15,7 +15,7 @@ import pytest
 
 import pgsignals
 from pgsignals import ClosedError, ConnectError, Database, Gap, Notification, Reactor
-from pgsignals._dispatch.ordered import state_of
+from pgsignals._dispatch.ordered import id_of, state_of
 from pgsignals.embedded import Postgres
 from pgsignals.testing import (
     Capture,
@@ -286,7 +286,7 @@ def test_handlers_and_senders_that_were_collected_do_not_come_back(channel: str)
         with isolated_handlers():
             del handler, database
             gc.collect()
-        assert not state_of(signal).wanted_by(None)
+        assert not state_of(signal).wanted_by(id_of(None))
         assert not state_of(signal).senders
 
 

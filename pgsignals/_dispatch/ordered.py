@@ -18,12 +18,13 @@ import functools
 import itertools
 import sys
 import weakref
-from collections.abc import Callable, Generator, Hashable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Generator, Hashable
+from typing import Any, TypeVar
 
 import blinker
 from blinker._utilities import make_id, make_ref
 
+from pgsignals._dispatch.connected import ANY_ID, Connection, Options, State
 from pgsignals._dispatch.handlers import REACTOR_SIGNALS
 from pgsignals._runtime.shared import Shared
 
@@ -33,7 +34,6 @@ ANY = blinker.ANY
 id_of = make_id
 
 F = TypeVar("F", bound=Callable[..., Any])
-_ANY_ID = 0  # blinker's key for receivers of any sender
 
 
 class _Changes:
@@ -48,118 +48,6 @@ class _Changes:
 
 
 changes = _Changes()
-
-
-class Options(NamedTuple):
-    """How a receiver wants its notifications."""
-
-    decode: Callable[[str], Any] | None = None
-    batch: bool = False
-
-
-class _Connection(NamedTuple):
-    """A receiver that is connected."""
-
-    reference: Any
-    """Itself, or a weak reference to it."""
-
-    options: Options
-    senders: frozenset[Hashable]
-    """The ids of those that it hears.  Empty after it has left the last one: blinker keeps it."""
-
-    registered: bool
-    """By ``on_channel`` or ``on``, which look at what they are given."""
-
-    def hears(self, sender_id: Hashable) -> bool:
-        return _ANY_ID in self.senders or sender_id in self.senders
-
-    @property
-    def receiver(self) -> Callable[..., Any] | None:
-        """None when it has been collected."""
-        reference = self.reference
-        receiver: Callable[..., Any] | None
-        receiver = reference() if isinstance(reference, weakref.ref) else reference
-        return receiver
-
-
-class State(NamedTuple):
-    """Who is connected to a signal.  Nothing in it is ever changed."""
-
-    connections: Mapping[Hashable, _Connection] = {}
-    """By the receivers' ids, in order."""
-
-    senders: Mapping[Hashable, weakref.ref[Any] | None] = {}
-    """Those that were ever named and are alive, by their ids; None where weak references are
-    not possible."""
-
-    forgotten: Mapping[Hashable, None] = {}
-    """The ids of senders heard by a receiver that has been collected."""
-
-    def wanted_by(self, sender: Any) -> bool:
-        """Whether a ``send`` by *sender* would find a receiver, were the signal not muted."""
-        return self.wanted_by_id(make_id(sender))
-
-    def wanted_by_id(self, sender_id: Hashable) -> bool:
-        """As :meth:`wanted_by`, for callers that ask thousands of signals."""
-        for one in self.connections.values():
-            if _ANY_ID in one.senders or sender_id in one.senders:
-                return True
-        return False
-
-    def has_forgotten(self, sender: Any) -> bool:
-        """Whether *sender* has no receiver now, but had a weak one that has been collected."""
-        heard = _ANY_ID in self.forgotten or make_id(sender) in self.forgotten
-        return heard and not self.wanted_by(sender)
-
-    def calls(self, receiver_id: Hashable, sender: Any) -> bool:
-        """Whether a receiver is connected for *sender*."""
-        connection = self.connections.get(receiver_id)
-        return connection is not None and connection.hears(make_id(sender))
-
-    def handlers_for(self, sender: Any) -> list[tuple[Callable[..., Any], bool]]:
-        """Those that hear *sender*, and whether they were registered as handlers."""
-        sender_id = make_id(sender)
-        return [
-            (receiver, one.registered)
-            for one in self.connections.values()
-            if one.hears(sender_id) and (receiver := one.receiver) is not None
-        ]
-
-    def bound(self) -> list[tuple[Callable[..., Any], object]]:
-        """The receivers that hear some senders only, with each of these."""
-        return [
-            (receiver, sender)
-            for one in self.connections.values()
-            for sender_id in one.senders
-            if (reference := self.senders.get(sender_id)) is not None
-            and (sender := reference()) is not None
-            and (receiver := one.receiver) is not None
-        ]
-
-    def without(self, receiver_id: Hashable) -> State:
-        connections = dict(self.connections)  # much faster than to choose, where there are many
-        connections.pop(receiver_id, None)
-        return self._replace(connections=connections)
-
-    def without_collected(self) -> State:
-        state = self
-        for receiver_id, connection in self.connections.items():
-            if connection.receiver is None:
-                state = state.without(receiver_id)
-        for sender_id, reference in self.senders.items():
-            if reference is not None and reference() is None:
-                state = state.without_sender(sender_id)
-        return state
-
-    def without_sender(self, sender_id: Hashable) -> State:
-        return State(
-            {
-                key: one._replace(senders=one.senders - {sender_id})
-                for key, one in self.connections.items()
-            },
-            {key: ref for key, ref in self.senders.items() if key != sender_id},
-            {key: None for key in self.forgotten if key != sender_id},
-        )
 
 
 class OrderedSignal(blinker.Signal):
@@ -228,7 +116,7 @@ class OrderedSignal(blinker.Signal):
         named = self._named(sender, sender_id)
 
         def disconnected(state: State) -> State:
-            if sender_id == _ANY_ID:
+            if sender_id == ANY_ID:
                 return state.without(receiver_id)
             connections = dict(state.connections)
             if (known := connections.get(receiver_id)) is not None:
@@ -242,7 +130,7 @@ class OrderedSignal(blinker.Signal):
     def has_receivers_for(self, sender: Any) -> bool:
         """As blinker's, a quick check that may be wrong for a sender that was named before."""
         state = self._state.value
-        if any(_ANY_ID in one.senders for one in state.connections.values()):
+        if any(ANY_ID in one.senders for one in state.connections.values()):
             return True
         return bool(state.connections) and _id_of(sender) in state.senders
 
@@ -350,10 +238,10 @@ def connect(
             if not heard:
                 del connections[receiver_id]  # it comes last, as a new one
         heard |= {sender_id}
-        connections[receiver_id] = _Connection(reference, options, heard, registered)
+        connections[receiver_id] = Connection(reference, options, heard, registered)
         return State(connections, {**named, **state.senders}, state.forgotten)
 
-    is_first = not state_of(signal).wanted_by(sender)
+    is_first = not state_of(signal).wanted_by(_id_of(sender))
     signal._replace(connected)
     if (subscription := signal._subscribed("receiver_connected")) is not None:
         try:
@@ -380,7 +268,7 @@ def calls_for(signal: OrderedSignal, sender: Any) -> list[Call]:
 
 
 def _id_of(sender: Any) -> Hashable:
-    return _ANY_ID if sender is blinker.ANY else make_id(sender)
+    return ANY_ID if sender is blinker.ANY else make_id(sender)
 
 
 class _Subscription(OrderedSignal):
@@ -447,4 +335,4 @@ class Call:
 
     def still_calls(self, sender: Any) -> bool:
         """Whether it would be made again for *sender*, after a change."""
-        return state_of(self.signal).calls(self.receiver_id, sender)
+        return state_of(self.signal).calls(self.receiver_id, make_id(sender))

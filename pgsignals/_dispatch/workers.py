@@ -17,6 +17,7 @@ from pgsignals._dispatch.ordered import (
     ReactorSignal,
     calls_for,
     changes,
+    id_of,
     state_of,
 )
 from pgsignals._pure.lanes import Announcement, Lane, Segment, Source
@@ -500,7 +501,7 @@ class Workers:
             _named(gap.channels),
         )
         called = self._emit(signal, link.database, link, {"gap": gap})
-        if not called and state_of(signal).has_forgotten(link.database):
+        if not called and state_of(signal).has_forgotten(id_of(link.database)):
             logger.warning(
                 "%s: no receiver is left for the gap: they were connected weakly and have been "
                 "collected; use @reactor.on('gap'), or connect(..., weak=False)",
