@@ -14,14 +14,13 @@ from pgsignals._pure.statements import LISTENING, listen_sql
 from pgsignals._pure.values import Notification
 from pgsignals._runtime.fork import Birth
 from pgsignals._runtime.reentry import calls_out, reentered
-from pgsignals._wire import opening as _opening
-from pgsignals._wire.session import SHARE, Connection, Cursor, Params, Session, Transaction
+from pgsignals._wire.access import Access, Cursor, Params, Transaction
+from pgsignals._wire.opening import check_connection
+from pgsignals._wire.session import SHARE, Connection, Session
 from pgsignals.errors import (
     ClosedError,
-    ConnectError,
     ConnectionLostError,
     ConnectionStateError,
-    Error,
 )
 from pgsignals.manager import NotificationManager, calm_types, check_timeout
 
@@ -66,9 +65,9 @@ class Database:
 
     # Slots: a manager of thousands is faster, the fewer places it has to look at.
     __slots__ = (
-        *("__dict__", "__weakref__", "_arrived", "_backend_id", "_birth", "_connect", "_conninfo"),
-        *("_host", "_listening", "_lock", "_lost", "_opening", "_params"),
-        *("_session", "_watchers", "_wrapped", "calm", "errands"),
+        *("__dict__", "__weakref__", "_arrived", "_backend_id", "_access", "_birth"),
+        *("_host", "_listening", "_lock", "_lost", "_opening"),
+        *("_session", "_watchers", "calm"),
     )
 
     def __init__(
@@ -86,10 +85,7 @@ class Database:
             raise TypeError(f"connect must be a callable, not {type(connect).__name__}")
         if "autocommit" in params:
             raise TypeError("autocommit cannot be set: a listener is always in autocommit")
-        self._conninfo = conninfo
-        self._params = params
-        self._connect = connect
-        self._wrapped = False
+        self._access = Access(conninfo, params, connect=connect)
         self._birth = Birth()
         self._opening = threading.Lock()
         # Never held while anything blocks.  Reentrant, as a finalizer may iterate over us while
@@ -102,9 +98,6 @@ class Database:
         self._backend_id: int | None = None
         self._lost: ConnectionLostError | None = None
         self._watchers: Watchers = ()
-        self.errands: dict[str, dict[object, float]] = {}
-        """The running threads, over all lives of reactors, that connect for this database or use
-        such a connection, each with its kind."""
         self.calm = False
         """Whether the last :meth:`drain` reached neither the end nor its limit; for
         managers."""
@@ -120,10 +113,11 @@ class Database:
         :raises ClosedError: the connection is closed.
         :raises ConnectionStateError: it is not in autocommit, or in a transaction.
         """
-        _opening.check_connection(connection, "wrap() was given")
+        check_connection(connection, "wrap() was given")
         database = cls()
-        database._wrapped = True
-        database._adopt(Session(connection))
+        session = Session(connection)
+        database._access = Access(wrapped=connection)
+        database._adopt(session)
         return database
 
     def __repr__(self) -> str:
@@ -135,16 +129,12 @@ class Database:
     @property
     def name(self) -> str:
         """Host, port and database name; never a secret."""
-        if (session := self._session) is not None:
-            return session.name
-        if self._connect is not None:
-            return getattr(self._connect, "__qualname__", "connect()")
-        return _opening.describe(self._conninfo, self._params)
+        return self._access.name
 
     @property
     def wrapped(self) -> bool:
         """True for what :meth:`wrap` made."""
-        return self._wrapped
+        return self._access.wrapped
 
     # -- life ------------------------------------------------------------------------------------
 
@@ -164,51 +154,8 @@ class Database:
             self._refuse_midway("open()")
         with self._opening:
             if self.closed:
-                self._adopt(self.new_session())
+                self._adopt(self._access.open())
         return self
-
-    def new_connection(self, within: float | None = None, *, logged: bool = False) -> Connection:
-        """Another connection to the same database, not in use yet.  Blocks.
-
-        :param within: seconds for all hosts together; a user's ``connect=`` has its own.
-        :param logged: see :func:`pgsignals._wire.session.call_connect`.
-        """
-        if self._wrapped:
-            raise ConnectionStateError(
-                f"{self.name} wraps a connection and cannot be reopened; "
-                "wrap a new connection, or use Database(connect=...)"
-            )
-        connect = self._connect
-        if connect is not None:
-            return _opening.call_connect(connect, self.name, logged=logged)
-        return _without_frames(
-            lambda: _opening.open_connection(self._conninfo, self._params, self.name, within)
-        )
-
-    def sibling_connection(self) -> Connection:
-        """A second connection to the same database, besides ours.  Blocks."""
-        session = self._session
-        if self._wrapped and session is not None and not session.connection.closed:
-            return _without_frames(lambda: _opening.open_like(session.connection))
-        try:
-            return self.new_connection(logged=True)
-        except Error:
-            raise
-        except Exception as exc:  # noqa: BLE001 - whatever a user's connect= raises, here unasked
-            kind = type(exc).__name__
-        raise ConnectError(f"connect= raised {kind}")
-
-    def new_session(self, within: float | None = None) -> Session:
-        """A session on :meth:`new_connection`."""
-        connection = self.new_connection(within, logged=within is not None)
-        return _session_on(connection, shared=self._connect is not None)
-
-    def sibling_session(self, *, alone: bool = False) -> Session:
-        """A session on :meth:`sibling_connection`.
-
-        :param alone: no other code has it, unless ``connect=`` keeps what it returns.
-        """
-        return _session_on(self.sibling_connection(), shared=not alone or self._connect is not None)
 
     def clear_search_path(self) -> None:
         """Empty it for a session on which no statements of users run; no effect behind a pooler.
@@ -238,7 +185,7 @@ class Database:
         if session is None or session.ended:
             return
         midway = session.in_use and reentered()
-        if self._wrapped:
+        if self._access.wrapped:
             self._give_back(session, midway=midway)
         elif midway:
             session.abandon()
@@ -502,8 +449,8 @@ class Database:
             session = None if self.closed else self._session
             if session is not None:
                 session.check_idle()
-            elif self._wrapped:
-                self.new_connection()  # raises, and says why
+            elif self._access.wrapped:
+                self._access.connect()  # raises, and says why
             self._host = host
             return session
 
@@ -511,6 +458,7 @@ class Database:
         """*session* is this database's session from now on."""
         session.deliver(self._arrived, self._tell_watchers)
         self._session = session
+        self._access.name = session.name
         self._backend_id = session.backend_id
         self._lost = None
         self._tell_watchers()
@@ -568,7 +516,7 @@ class Database:
         return session
 
     def _note_end(self, session: Session) -> None:
-        if not session.connection.closed and not self._wrapped:
+        if not session.connection.closed and not self._access.wrapped:
             session.close()
         session.leave()
         self._lost = self._lost or session.lost()
@@ -582,25 +530,6 @@ class Database:
 
 
 calm_types.add(Database)
-
-
-def _session_on(connection: Connection, *, shared: bool) -> Session:
-    """A session on a connection of ours, which is closed if it is unsuitable."""
-    try:
-        return Session(connection, shared=shared)
-    except BaseException:
-        connection.close()
-        raise
-
-
-def _without_frames(connect: Callable[[], Connection]) -> Connection:
-    """What *connect* returns.  An error leaves behind the frames whose locals hold a password:
-    some programs send those to where they collect errors."""
-    try:
-        return connect()
-    except Error as exc:
-        error = exc.with_traceback(None)
-    raise error
 
 
 def connect(conninfo: str = "", **params: Any) -> Database:

@@ -12,6 +12,7 @@ import pytest
 
 from pgsignals import ClosedError, Database, Reactor
 from pgsignals._wire import sessions as _control
+from pgsignals._wire.access import Access
 from pgsignals._wire.sessions import Control
 from tests.support.admin import Admin
 from tests.support.arrivals import Connect, payloads, take
@@ -19,8 +20,13 @@ from tests.support.waiting import AT_ONCE, PATIENCE, Background, wait_until
 
 
 @pytest.fixture
-def control(dsn: str) -> Iterator[Control]:
-    control = Control(Database(dsn), lambda: None)
+def access(dsn: str) -> Access:
+    return Access(dsn)
+
+
+@pytest.fixture
+def control(access: Access) -> Iterator[Control]:
+    control = Control(access, lambda: None)
     yield control
     control.close(time.monotonic() + PATIENCE)
 
@@ -64,9 +70,9 @@ def test_reactor_closes_a_control_session_that_nobody_uses(
         assert reactor.notify("x") == 1
 
 
-def test_control_session_that_is_doubted_is_opened_anew(control: Control) -> None:
+def test_control_session_is_opened_anew_after_a_loss(control: Control, access: Access) -> None:
     first = backend(control)
-    control.doubt()
+    access.losses += 1
     second = backend(control)
 
     assert second != first

@@ -26,6 +26,7 @@ from pgsignals import (
     Reactor,
 )
 from pgsignals._wire import sessions as _control
+from pgsignals._wire.access import Access
 from pgsignals.testing import Proxy
 from tests.support.admin import Admin
 from tests.support.waiting import Background, wait_until
@@ -304,7 +305,7 @@ def test_canaries_that_hang_are_two(
     reactor.start()
     hanging.hang()
     assert reactor._life is not None
-    reactor._life.reader.links[0].control.doubt()  # so that it needs another connection
+    reactor.databases[0]._access.losses += 1  # so that it needs another connection
     wait_until(lambda: "(canary)" in (reactor.status().databases[0].last_error or ""))
     reader = reactor._life.reader
     for _ in range(300):
@@ -349,18 +350,18 @@ def test_unused_control_connection_is_kept_for_its_time(
 ) -> None:
     monkeypatch.setattr(_control, "KEPT", 1000.0)
     used = []
-    control = _control.Control(Database(dsn), lambda: used.append(1))
+    control = _control.Control(Access(dsn), lambda: used.append(1))
     control.notify([(channel, "1")])
-    session = control._session
+    session = control._beside.session
     expires = control.expires()
     assert expires is not None
 
     control.close_unused(expires - 0.1)
-    assert control._session is session
+    assert control._beside.session is session
     assert session is not None
     assert not session.connection.closed
     control.close_unused(expires)
-    gone: object = vars(control)["_session"]
+    gone: object = control._beside.session
 
     assert gone is None
     assert vars(session.connection)["_closed"]
@@ -377,7 +378,7 @@ def test_control_connection_that_comes_after_the_close_is_closed(dsn: str, chann
         made.append(psycopg.connect(dsn, autocommit=True))
         return made[-1]
 
-    control = _control.Control(Database(connect=connect), lambda: None)
+    control = _control.Control(Access(connect=connect), lambda: None)
     notifying = Background(control.notify, [(channel, "1")])
     assert opening.wait(20)
     control.begin_close()
@@ -387,7 +388,7 @@ def test_control_connection_that_comes_after_the_close_is_closed(dsn: str, chann
     with pytest.raises(ClosedError):
         notifying.result()
     assert made[0].closed
-    assert control._session is None
+    assert control._beside.session is None
 
 
 def test_connect_that_notifies_through_the_reactor_that_waits_for_it(

@@ -102,7 +102,7 @@ def test_control_connection(
     with Reactor(Database(connect=connect), **settings) as reactor:
         connect.failing = True
         assert reactor._life is not None
-        reactor._life.reader.links[0].control.doubt()  # so that it needs another connection
+        reactor.databases[0]._access.losses += 1  # so that it needs another connection
         with pytest.raises(ConnectError) as caught:
             reactor.notify(channel)
         assert SECRET not in spoken(caught.value)

@@ -192,7 +192,7 @@ def test_reader_gives_up_a_session_that_libpq_has_closed(
             reader.read_soon(link)
 
         reader.command(fail)
-        wait_until(lambda: link.losses == 1)
+        wait_until(lambda: database._access.losses == 1)
         assert strangers[0].works()
     strangers[0].close()
     database.close()

@@ -27,7 +27,8 @@ from pgsignals._runtime.log import Log
 from pgsignals._runtime.reentry import calls_out
 from pgsignals._sources.counters import Counters
 from pgsignals._sources.reports import Gap
-from pgsignals._wire import session as _driver
+from pgsignals._wire.session import Session
+from pgsignals._wire.sessions import Sessions
 from pgsignals.database import Database
 from pgsignals.errors import ConnectionStateError
 from pgsignals.signals import Channels, default
@@ -139,8 +140,7 @@ class Workers:
     def forget(self) -> None:
         """In a forked child: drop the sockets, sending nothing to the server."""
         for worker in self.threads:
-            for session, _ in worker.sessions.values():
-                session.forget()
+            worker.sessions.forget()
 
     @property
     def stuck(self) -> list[str]:
@@ -529,7 +529,7 @@ class Worker(threading.Thread):
         self._seen_at = 0.0
         self._warned = False
         self._workers = workers
-        self.sessions: dict[Database, tuple[_driver.Session, int]] = {}
+        self.sessions = Sessions()
 
     def run(self) -> None:
         _current.worker = self
@@ -538,8 +538,7 @@ class Worker(threading.Thread):
             self._workers.run(self)
         finally:
             if not self._workers.has_forked:
-                for session, _ in self.sessions.values():
-                    session.close()
+                self.sessions.close()
             del self._workers
 
     def warn_if_slow(self, now: float) -> None:
@@ -563,45 +562,17 @@ class Worker(threading.Thread):
         """Whether this is one of *workers*."""
         return getattr(self, "_workers", None) is workers
 
-    def session_for(self, database: Database, losses: int) -> _driver.Session:
-        """This worker's own session with *database*, opened on first use.  Blocks.
-
-        :param losses: of the listening session.  After each further loss this worker's session is
-            renewed: it may have ended as well, unnoticed.
-        """
-        session, before = self.sessions.get(database, (None, 0))
-        if session is not None:
-            session.read()
-            if not session.ended and (before == losses or session.in_transaction):
-                return session
-            session.close()
-        session = database.sibling_session()
-        self.sessions[database] = session, losses
-        return session
-
     def end_transactions(self) -> None:
         """Roll back a transaction a handler left open: it would swallow the next handler's work."""
-        if self._workers.has_forked:
-            return
-        for database, (session, _) in tuple(self.sessions.items()):
-            if session.connection.closed:
-                del self.sessions[database]
-                session.close()
-            elif session.in_transaction:
-                logger.error(
-                    "handler %s left a transaction open, which is rolled back; "
-                    "use 'with db.transaction():'",
-                    describe(self.handler),
-                )
-                try:
-                    session.connection.rollback()
-                except Exception:
-                    session.close()
+        if not self._workers.has_forked:
+            self.sessions.end_transactions(self._warn_of_transaction)
 
-    def open_transaction(self, database: Database) -> _driver.Session | None:
-        """This worker's session with *database* while it is in a transaction."""
-        session, _ = self.sessions.get(database, (None, 0))
-        return session if session is not None and session.in_transaction else None
+    def _warn_of_transaction(self) -> None:
+        logger.error(
+            "handler %s left a transaction open, which is rolled back; "
+            "use 'with db.transaction():'",
+            describe(self.handler),
+        )
 
 
 def current_worker(workers: Workers) -> Worker | None:
@@ -620,8 +591,8 @@ def works_for() -> Any:
     return getattr(_current, "home", None)
 
 
-def own_session(workers: Workers, database: Database, losses: int) -> _driver.Session:
-    """The calling worker's session with *database*: see :meth:`Worker.session_for`.
+def own_session(workers: Workers, database: Database) -> Session:
+    """The calling worker's session with *database*: see :meth:`Sessions.session_for`.
 
     :raises ConnectionStateError: the calling thread is not a worker.
     """
@@ -631,4 +602,4 @@ def own_session(workers: Workers, database: Database, losses: int) -> _driver.Se
             f"the session of {database.name} belongs to a running reactor; outside a handler, "
             "open a Database of your own"
         )
-    return worker.session_for(database, losses)
+    return worker.sessions.session_for(database._access)

@@ -382,7 +382,10 @@ class Life:
                 self.reader.spawn("notify", link.control.send_posted, lambda _: None)
             return len(items)
         worker = current_worker(self.workers)
-        if worker is not None and (session := worker.open_transaction(database)) is not None:
+        if (
+            worker is not None
+            and (session := worker.sessions.open_transaction(database._access)) is not None
+        ):
             link.notifies_later = True
             return session.notify(items)
         self.wait_settled([link])
@@ -416,7 +419,7 @@ class _Service:
                 "a statement from a finalizer that interrupted another statement on the session of "
                 f"{self._link.database.name}; give it a Database of its own"
             )
-        return own_session(self._life.workers, self._link.database, self._link.losses)
+        return own_session(self._life.workers, self._link.database)
 
 
 # -- the end of the program ----------------------------------------------------------------------

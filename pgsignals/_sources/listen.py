@@ -197,7 +197,7 @@ class Link:
 
     def __init__(self, database: Database, reader: Care, settings: Settings) -> None:
         self.database = database
-        self.control = Control(database, self._control_used)
+        self.control = Control(database._access, self._control_used)
         self.state = State.CONNECTING
         self.session: Session | None = None
         self.kept: frozenset[str] = frozenset()  # what its owner listened to before us
@@ -210,7 +210,6 @@ class Link:
         self._request = 0  # by this request
         self.retry_at = self.connect_by = 0.0
         self.counters = Counters()
-        self.losses = 0
         self.probe_seconds: float | None = None
         self.queue_usage: float | None = None
         self.last_error: str | None = None
@@ -372,7 +371,7 @@ class Link:
     ) -> None:
         """Run what may hang for ever in a user's ``connect=`` on a thread besides the reader."""
         self._told_hanging.discard(what)
-        errands, this = self.database.errands.setdefault(what, {}), object()
+        errands, this = self.database._access.errands.setdefault(what, {}), object()
         errands[this] = time.monotonic()
 
         def errand() -> None:
@@ -405,7 +404,7 @@ class Link:
     def _hanging(self, what: str, now: float) -> bool:
         """Whether :data:`HANGING` of them have been out for longer than an attempt may take, or so
         many are out that the limit would not hold."""
-        begun = list(self.database.errands.get(what, {}).values())
+        begun = list(self.database._access.errands.get(what, {}).values())
         late = sum(now - at >= self._connect_limit for at in begun)
         return late >= HANGING or len(begun) >= MOST_OUT
 
@@ -449,7 +448,7 @@ class Link:
             error: Exception | None = None
             session = None
             try:
-                session = self.database.new_session(limit)
+                session = self.database._access.open(limit)
             except Exception as exc:  # noqa: BLE001 - whatever a user's connect= raises
                 error = exc
             self._command(lambda: self.opened(attempt, session, error))
@@ -543,8 +542,7 @@ class Link:
         if session is None:
             return
         self.session = None
-        self.losses += 1
-        self.control.doubt()
+        self.database._access.losses += 1
         session.close()
         error = session.lost()
         if self._why is not None:
@@ -1063,7 +1061,7 @@ class Link:
                     "; ".join(holders) or "none found",
                 )
 
-            if not self.database.errands.get("queue"):
+            if not self.database._access.errands.get("queue"):
                 self._spawn("queue", run, lambda _: None)
 
     def _heard(self, results: list[Result]) -> set[str]:

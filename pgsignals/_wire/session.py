@@ -25,9 +25,6 @@ from pgsignals._wire.results import Result, read_result
 from pgsignals.errors import ClosedError, ConnectionLostError, ConnectionStateError
 
 Connection: TypeAlias = psycopg.Connection[Any]
-Cursor: TypeAlias = psycopg.Cursor[Any]
-Transaction: TypeAlias = psycopg.Transaction
-Params: TypeAlias = psycopg.abc.Params
 
 #: Reads of one :meth:`Session.read`.  libpq takes about 16 kB at a time, so a burst of an eighth
 #: of a megabyte comes in one piece, and other connections still get their turn.

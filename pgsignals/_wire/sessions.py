@@ -1,4 +1,8 @@
-"""The connection beside the listening one: it notifies, and it sends canaries."""
+"""Sessions beside the listening one, on which statements block: workers' and the control one.
+
+They share one rule: opened on first use, by the thread that needs it, and renewed after the
+listening session has ended, as they may have ended as well, unnoticed.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +14,106 @@ from typing import Any, TypeVar
 
 from pgsignals._pure.statements import CANARY
 from pgsignals._runtime.log import Log
+from pgsignals._wire.access import Access
 from pgsignals._wire.session import Session
-from pgsignals.database import Database
 from pgsignals.errors import ClosedError, ConnectionLostError, ConnectionStateError
 
 logger = Log("pgsignals.reactor")
 
 T = TypeVar("T")
 
-#: Closed after this many seconds without use.
+#: A control connection is closed after this many seconds without use.
 KEPT = 30.0
 
 
+class Beside:
+    """One session beside the listening one.  One thread at a time uses it.
+
+    :param alone: no other code is given its connection.
+    """
+
+    __slots__ = ("_access", "_alone", "_losses", "fresh", "session")
+
+    def __init__(self, access: Access, *, alone: bool) -> None:
+        self._access = access
+        self._alone = alone
+        self._losses = 0  # of the listening session, before ours was opened
+        self.session: Session | None = None
+        self.fresh = False  # nothing has been said on it yet
+
+    def renewed(self) -> Session:
+        """The session, opened if there is none that is certain to be alive.  Blocks.
+
+        One in a transaction stays, so that the code that began it sees its end.
+
+        :raises ConnectError: no connection can be made.
+        """
+        losses = self._access.losses  # before opening, so that a loss meanwhile counts
+        if (session := self.session) is not None:
+            session.read()  # it may have ended while it was not in use
+            if not session.ended and (self._losses == losses or session.in_transaction):
+                return session
+            self.drop()
+        session = self._access.open_beside(alone=self._alone)
+        self.session, self._losses, self.fresh = session, losses, True
+        return session
+
+    def drop(self) -> None:
+        """Close the session, if there is one."""
+        session, self.session = self.session, None
+        if session is not None:
+            session.close()
+
+    def forget(self) -> None:
+        """In a forked child: drop the socket, sending nothing to the server."""
+        if (session := self.session) is not None:
+            session.forget()
+
+
+class Sessions(dict[Access, Beside]):
+    """A worker's own sessions, which its handlers use; empty until one does."""
+
+    def session_for(self, access: Access) -> Session:
+        """The session with one database, as :meth:`Beside.renewed`."""
+        if access not in self:
+            self[access] = Beside(access, alone=False)
+        return self[access].renewed()
+
+    def open_transaction(self, access: Access) -> Session | None:
+        """The session with one database while it is in a transaction."""
+        session = self[access].session if access in self else None
+        return session if session is not None and session.in_transaction else None
+
+    def end_transactions(self, warn: Callable[[], None]) -> None:
+        """Roll back what a handler has left open: it would swallow the next handler's work.
+
+        :param warn: called before each.
+        """
+        for access, beside in tuple(self.items()):
+            session = beside.session
+            if session is None or session.connection.closed:
+                del self[access]
+                beside.drop()
+            elif session.in_transaction:
+                warn()
+                try:
+                    session.connection.rollback()
+                except Exception:  # noqa: BLE001 - whatever psycopg raises for a broken one
+                    beside.drop()
+
+    def close(self) -> None:
+        """Close all of them."""
+        for beside in self.values():
+            beside.drop()
+
+    def forget(self) -> None:
+        """In a forked child: drop the sockets, sending nothing to the server."""
+        for beside in self.values():
+            beside.forget()
+
+
 class Control:
-    """Opened on first use, by the thread that needs it.  Its users wait for one another.
+    """The connection that notifies and sends canaries; those who use it wait for one another.
 
     A thread that waits for a silent server cannot interrupt itself: the reader checks
     :meth:`silent_for` and calls :meth:`shutdown`.
@@ -31,19 +121,17 @@ class Control:
     :param on_use: called when a thread begins to wait for an answer.
     """
 
-    def __init__(self, database: Database, on_use: Callable[[], None]) -> None:
-        self._database = database
+    def __init__(self, access: Access, on_use: Callable[[], None]) -> None:
+        self._access = access
         self._on_use = on_use
         self._lock = threading.Lock()
         self._holder: int | None = None  # the thread that has the lock
         self._posted: deque[list[tuple[str, str]]] = deque()
         self._sending = threading.Lock()
-        self._session: Session | None = None
-        self._fresh = False  # nothing has been said on it yet
+        self._beside = Beside(access, alone=True)
         self.notified = 0.0  # when the last notify() was done, as time.monotonic()
         self._used = 0.0
         self._asked: float | None = None
-        self._doubted = False
         self._closed = False
 
     def notify(self, items: list[tuple[str, str]]) -> int:
@@ -67,7 +155,7 @@ class Control:
     def _run(self, statement: Callable[[Session], T]) -> T:
         if self._holder == threading.get_ident():
             raise ConnectionStateError(
-                f"connect= of {self._database.name} notifies through the reactor that waits for "
+                f"connect= of {self._access.name} notifies through the reactor that waits for "
                 "its connection; notify on the new connection instead"
             )
         with self._lock:
@@ -82,17 +170,17 @@ class Control:
         self._asked = time.monotonic()
         self._on_use()
         try:
-            if self._fresh and not session.shared:
+            if self._beside.fresh and not session.shared:
                 session.clear_search_path()
-            self._fresh = False
+            self._beside.fresh = False
             return statement(session)
         except ConnectionLostError:
-            self._drop()
+            self._beside.drop()
             raise
         finally:
             self._used, self._asked = time.monotonic(), None
             if self._closed:  # close() has not waited for us
-                self._drop()
+                self._beside.drop()
 
     def post(self, items: list[tuple[str, str]]) -> bool:
         """Leave *items* to another thread, in order; takes no lock and does not block.
@@ -111,7 +199,7 @@ class Control:
             except Exception as exc:  # noqa: BLE001 - a user's connect= may be in it
                 kind = type(exc).__name__
                 message = "%s: a notification from a finalizer or signal handler was not sent (%s)"
-                logger.warning(message, self._database.name, kind)
+                logger.warning(message, self._access.name, kind)
             finally:
                 self._sending.release()
 
@@ -120,23 +208,11 @@ class Control:
         self._run(lambda session: session.query(CANARY))
 
     def _open_session(self) -> Session:
-        if (session := self._session) is not None:
-            session.read()  # it may have ended while it was not in use
-            if not session.ended and not self._doubted:
-                return session
-            self._drop()
-        self._doubted = False
-        session = self._database.sibling_session(alone=True)
-        if self._closed:
-            session.close()
-            raise ClosedError(f"the reactor that served {self._database.name} has stopped")
-        self._session, self._fresh = session, True
+        session = self._beside.renewed()
+        if self._closed and self._beside.fresh:
+            self._beside.drop()
+            raise ClosedError(f"the reactor that served {self._access.name} has stopped")
         return session
-
-    def _drop(self) -> None:
-        session, self._session = self._session, None
-        if session is not None:
-            session.close()
 
     # -- the reader's side -----------------------------------------------------------------------
 
@@ -147,23 +223,19 @@ class Control:
 
     def shutdown(self) -> None:
         """Make the thread that waits for an answer give up."""
-        if (session := self._session) is not None:
+        if (session := self._beside.session) is not None:
             session.shutdown()
-
-    def doubt(self) -> None:
-        """The listening session has ended: ours may have ended, too, unnoticed."""
-        self._doubted = True
 
     def expires(self) -> float | None:
         """When to close it if it stays unused, as ``time.monotonic()``; None if not connected."""
-        return None if self._session is None else self._used + KEPT
+        return None if self._beside.session is None else self._used + KEPT
 
     def close_unused(self, now: float) -> None:
         """Close it when it has not been used for long."""
         if self._lock.acquire(blocking=False):
             try:
-                if self._session is not None and now >= self._used + KEPT:
-                    self._drop()
+                if self._beside.session is not None and now >= self._used + KEPT:
+                    self._beside.drop()
             finally:
                 self._lock.release()
 
@@ -181,11 +253,10 @@ class Control:
         """
         if self._lock.acquire(timeout=max(0.0, by - time.monotonic())):
             try:
-                self._drop()
+                self._beside.drop()
             finally:
                 self._lock.release()
 
     def forget(self) -> None:
         """In a forked child: drop the socket, sending nothing to the server."""
-        if (session := self._session) is not None:
-            session.forget()
+        self._beside.forget()

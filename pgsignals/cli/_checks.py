@@ -89,7 +89,7 @@ def examine(database: Database, timeout: float, channels: Sequence[str] = ()) ->
     :param channels: those to look for.
     """
     try:
-        session = database.new_session(timeout)
+        session = database._access.open(timeout)
     except EncodingError as error:
         yield Finding("encoding", "failed", str(error))
         return

@@ -88,7 +88,7 @@ class Delivery:
     def _mode(self) -> str:
         """Of a pooler that does not keep sessions: in statement mode it refuses BEGIN."""
         try:
-            session = self._database.new_session(self._timeout)
+            session = self._database._access.open(self._timeout)
         except Error:
             return UNKNOWN
         timer = threading.Timer(self._timeout, session.shutdown)

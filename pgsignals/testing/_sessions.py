@@ -25,7 +25,7 @@ def beside(target: str | Database | Reactor) -> Database:
         raise TypeError(
             f"give a connection string, a Database or a Reactor, not {type(target).__name__}"
         )
-    return Database(connect=target.sibling_connection)
+    return Database(connect=target._access.connect_beside)
 
 
 def kill_listener(
