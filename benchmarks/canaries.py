@@ -35,9 +35,8 @@ import psycopg
 
 from benchmarks.rig import BenchmarkError, say
 from pgsignals import Reactor
-from pgsignals._engine import reader as _reader
+from pgsignals._pure import states
 from pgsignals._pure.names import PROBE_CHANNEL
-from pgsignals._sources import listen as _link
 from pgsignals.embedded import EmbeddedError, Postgres
 
 #: The ways, with what the table calls them.
@@ -62,31 +61,31 @@ TICKS = os.sysconf("SC_CLK_TCK")
 # -- the other ways than the library's -------------------------------------------------------------
 
 
-class OwnCanary(_link.Link):
-    """A link that sends a canary every interval, whatever it has seen of others'."""
+class OwnCanary(states.Canary):
+    """Due every interval, whatever the link has seen of others'."""
 
     _own_at = 0.0
 
     @property
-    def _canary_at(self) -> float:
+    def at(self) -> float:
         return self._own_at
 
-    def _send_canary(self) -> None:
-        interval = self._settings.probe_interval or 0.0
+    def ask(self, now: float) -> None:
+        interval = self._timing.probe_interval or 0.0
         share = 1.0 if self._own_at else random.random()  # so that they do not march in step
-        self._own_at = time.monotonic() + interval * share
-        super()._send_canary()
+        self._own_at = now + interval * share
+        super().ask(now)
 
 
-class NoCanary(_link.Link):
-    """A link that sends none but the one that belongs to its start."""
+class NoCanary(states.Canary):
+    """Never due but at the start of a session."""
 
     @property
-    def _canary_at(self) -> float:
-        return float("inf")
+    def at(self) -> float:
+        return states.NEVER
 
 
-LINKS = {"own": OwnCanary, "shared": _link.Link, "none": NoCanary}
+CANARIES = {"own": OwnCanary, "shared": states.Canary, "none": NoCanary}
 
 
 # -- a process with reactors -----------------------------------------------------------------------
@@ -103,7 +102,7 @@ def serve(
         nonlocal lost
         lost += 1
 
-    with mock.patch.object(_reader, "Link", LINKS[way]):
+    with mock.patch.object(states, "Canary", CANARIES[way]):
         reactors = [
             Reactor(dsn, channels=["work"], probe_interval=interval, probe_timeout=timeout)
             for _ in range(count)

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from pgsignals import ConnectError, Database, Reactor, StandbyError
-from pgsignals._sources import listen as _link
+from pgsignals._sources import probing, setup
 from pgsignals.embedded import Postgres
 from tests.programs.fault_rig import (
     BUSY,
@@ -184,8 +184,8 @@ def test_proxy_that_leads_to_a_standby_for_a_while_is_not_given_up(
 ) -> None:
     """It may say that it is a primary, and refuse to LISTEN (25006) where it sends us."""
     blind = "SELECT pg_catalog.pg_backend_pid(), false"
-    monkeypatch.setattr(_link, "WHO", blind)
-    monkeypatch.setattr(_link, "PARTS", ())
+    monkeypatch.setattr(setup, "WHO", blind)
+    monkeypatch.setattr(probing, "PARTS", ())
     leads_to = [server]
 
     def connect() -> psycopg.Connection[Any]:

@@ -188,7 +188,7 @@ def test_reader_gives_up_a_session_that_libpq_has_closed(
             number = link.session.pgconn.socket
             link.session.pgconn.finish()  # libpq closes it whenever it finds it broken
             strangers.append(Stranger(number))
-            link.fail("silent", "on purpose")
+            link.upkeep.fail("silent", "on purpose")
             reader.read_soon(link)
 
         reader.command(fail)

@@ -22,7 +22,9 @@ from pgsignals import (
 )
 from pgsignals._engine import reader as _reader
 from pgsignals._pure import statements as _statements
+from pgsignals._sources.asking import Asker
 from pgsignals._sources.listen import Link
+from pgsignals._sources.registering import Registrar
 from pgsignals.embedded import Postgres
 from pgsignals.testing import kill_listener
 from tests.support.admin import Admin
@@ -308,18 +310,26 @@ def test_bug_in_one_link_costs_its_session_alone_and_is_loud(
     with Reactor(dsn, dsn, channels=[channel], backoff=(0.01, 0.05)) as reactor:
         reactor.any_channel.connect(lambda db, notification: heard.append(db), weak=False)
         hurt, other = reactor.databases
-        for name in ("tick", "reconcile", "_drain", "ended", "_answered"):
-            original = getattr(Link, name)
+        owners: dict[str, type[Any]] = {
+            "tick": Link,
+            "_drain": Link,
+            "ended": Link,
+            "reconcile": Registrar,
+            "answered": Asker,
+        }
+        for name, owner in owners.items():
+            original = getattr(owner, name)
 
-            def fail(link: Link, *args: Any, name: str = name, original: Any = original) -> Any:
-                if link.database is hurt and name not in bugs:
+            def fail(part: Any, *args: Any, name: str = name, original: Any = original) -> Any:
+                upkeep = part.upkeep if isinstance(part, Link) else part._upkeep
+                if upkeep.access is hurt._access and name not in bugs:
                     bugs.append(name)
                     raise LookupError(f"a bug in {name}")
-                return original(link, *args)
+                return original(part, *args)
 
             before = reactor.status().databases[0].reconnects
             with monkeypatch.context() as patch:
-                patch.setattr(Link, name, fail)
+                patch.setattr(owner, name, fail)
                 reactor.listen(f"of_{name}".lower())  # which makes most of them run
                 if name == "ended":
                     admin.kill(hurt.backend_id)

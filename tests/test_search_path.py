@@ -21,7 +21,7 @@ import pytest
 import pgsignals
 from pgsignals import Database, Gap, Notification, Reactor, testing
 from pgsignals._pure import statements as _statements
-from pgsignals._sources import listen as _link
+from pgsignals._sources import probing
 from pgsignals.cli._checks import OLD_ROUND_TRIP_BEGINS
 from pgsignals.embedded import Postgres
 from tests.support.arrivals import Connect, payloads, take
@@ -293,7 +293,7 @@ def test_reactor_runs_no_stranger(
     planted: Planted, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Round trips, canaries, a registration that comes back, a loss, and a queue that is held."""
-    monkeypatch.setattr(_link, "QUEUE_ALARM", 1e-9)
+    monkeypatch.setattr(probing, "QUEUE_ALARM", 1e-9)
     received: list[str] = []
     gaps: list[str] = []
 

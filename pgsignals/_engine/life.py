@@ -23,8 +23,9 @@ from pgsignals._pure.phases import Event, Lifecycle, Phase
 from pgsignals._runtime.fork import Birth
 from pgsignals._runtime.log import Log
 from pgsignals._runtime.reentry import calls_out, reentered
-from pgsignals._sources.listen import Link, Reason, Settings
+from pgsignals._sources.listen import Link, Settings
 from pgsignals._sources.reports import Gap
+from pgsignals._sources.upkeep import Reason
 from pgsignals._wire.session import Session
 from pgsignals.database import Database
 from pgsignals.errors import ClosedError, ConnectionLostError, ConnectionStateError

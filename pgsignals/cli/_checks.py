@@ -22,7 +22,8 @@ from pgsignals._pure.statements import (
     WHO,
     describe_holder,
 )
-from pgsignals._sources.listen import OLDEST_SERVER, QUEUE_ALARM
+from pgsignals._sources.probing import QUEUE_ALARM
+from pgsignals._sources.setup import OLDEST_SERVER
 from pgsignals._wire.opening import versions
 from pgsignals._wire.session import Session
 from pgsignals.cli._delivery import Delivery
