@@ -160,7 +160,11 @@ class _Around:
             **_place(database.name),
         }
         reactor = self._reactor()
-        if channel and reactor is not None and reactor.handlers_of(channel, database):
+        if (
+            channel
+            and reactor is not None
+            and reactor._engine.interest.handlers_of(channel, database)
+        ):
             attributes["messaging.destination.name"] = channel
         return attributes
 

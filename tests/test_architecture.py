@@ -37,7 +37,7 @@ LEVELS: list[set[str]] = [
     {"_pure.phases"},
     {"_pure.statements"},
     {"_pure.lanes"},
-    {"_runtime.fork", "_runtime.log", "_runtime.reentry", "_runtime.shared"},
+    {"_runtime.fork", "_runtime.log", "_runtime.program", "_runtime.reentry", "_runtime.shared"},
     {"_wire.borrowed", "_wire.encodings", "_wire.waker", "embedded._processes"},
     {"_wire.descriptor", "_wire.hooks", "_wire.notifies", "_wire.results"},
     {"embedded._binaries"},
@@ -60,8 +60,10 @@ LEVELS: list[set[str]] = [
     {"_sources.setup"},
     {"_sources.registering"},
     {"_sources.listen"},
-    {"_engine.reader"},
+    {"_engine.around", "_engine.config", "_engine.ending", "_engine.interest", "_engine.reader"},
     {"_engine.life"},
+    {"_engine.engine"},
+    {"_engine.foreground"},
     {"reactor"},
     {"testing._waiting"},
     {"testing._handlers", "testing._proxy", "testing._sessions"},
@@ -119,7 +121,6 @@ TYPES_FROM_ABOVE: dict[tuple[str, str], str] = {
 # the reason why it is not an import.
 PROTOCOLS: dict[str, tuple[str, str]] = {
     "_dispatch.workers.Origin": ("_sources.listen", "workers report to the source what became"),
-    "_engine.life.Owner": ("reactor", "a life emits the signals of the reactor it belongs to"),
     "_engine.reader.Duties": ("_engine.life", "the reader's thread does what its life asks for"),
     "_pure.decode.Adapter": ("", "pydantic's TypeAdapter, which need not be installed"),
     "_pure.decode.Dataclass": ("", "what every dataclass has; the standard library has no type"),
@@ -130,7 +131,7 @@ PROTOCOLS: dict[str, tuple[str, str]] = {
     "_sources.upkeep.Host": ("_engine.reader", "a source needs the reader's thread, and helpers"),
     "database.Host": ("_engine.life", "a served database passes calls to its reactor"),
     "manager.Member": ("database", "users' own classes may be watched, too"),
-    "signals.Watcher": ("reactor", "signals tell running reactors that handlers have changed"),
+    "signals.Watcher": ("_engine.engine", "signals tell reactors that handlers have changed"),
 }
 
 # Modules with Protocols of one `__call__`: they only say what a function looks like.

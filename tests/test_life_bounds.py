@@ -113,9 +113,9 @@ def test_start_of_a_reactor_whose_stop_waits_for_the_caller(
     @one.on_channel(channel)
     def start(_: Database, notification: Notification) -> None:
         waiting.wait(20)
-        life = other._life
+        life = other._engine.life
         assert life is not None
-        wait_until(lambda: life.reader.stopping and life._waits)
+        wait_until(lambda: life.reader.stopping and life.ending._waits)
         try:
             other.start()
         except ConnectionStateError as error:
@@ -177,8 +177,8 @@ def test_stop_0_of_many_databases_takes_as_long_as_of_one(
     wait_until(lambda: many >= 1)
     proxy.freeze()
     notifying = [Background(reactor.notify, channel, database=database) for database in databases]
-    assert reactor._life is not None
-    links = reactor._life.reader.links
+    assert reactor._engine.life is not None
+    links = reactor._engine.life.reader.links
     wait_until(lambda: all(link.control._lock.locked() for link in links))
     begun = time.monotonic()
 
@@ -265,8 +265,8 @@ def test_attempts_that_hang_are_two_and_the_next_one_waits_for_them(
     hanging.hang()
     admin.kill(reactor.status().databases[0].backend_id or 0)
     wait_until(lambda: "2 threads hang" in (reactor.status().databases[0].last_error or ""))
-    assert reactor._life is not None
-    reader = reactor._life.reader
+    assert reactor._engine.life is not None
+    reader = reactor._engine.life.reader
     for _ in range(300):  # many turns, in each of which an attempt is due
         turned = threading.Event()
         reader.command(turned.set)
@@ -304,10 +304,10 @@ def test_canaries_that_hang_are_two(
     reactor = Reactor(Database(connect=hanging), name=name, probe_interval=0.1, probe_timeout=0.2)
     reactor.start()
     hanging.hang()
-    assert reactor._life is not None
+    assert reactor._engine.life is not None
     reactor.databases[0]._access.losses += 1  # so that it needs another connection
     wait_until(lambda: "(canary)" in (reactor.status().databases[0].last_error or ""))
-    reader = reactor._life.reader
+    reader = reactor._engine.life.reader
     for _ in range(300):
         turned = threading.Event()
         reader.command(turned.set)

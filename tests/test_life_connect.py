@@ -101,7 +101,7 @@ def test_control_connection(
     settings: dict[str, Any] = {"probe_interval": 0.2, "probe_timeout": 5.0}
     with Reactor(Database(connect=connect), **settings) as reactor:
         connect.failing = True
-        assert reactor._life is not None
+        assert reactor._engine.life is not None
         reactor.databases[0]._access.losses += 1  # so that it needs another connection
         with pytest.raises(ConnectError) as caught:
             reactor.notify(channel)

@@ -141,8 +141,8 @@ def test_stop_in_the_middle_of_a_wait_for_space(dsn: str, channel: str, admin: A
     reactor.on_channel(channel)(lambda db, notification: gate.wait(20))
     returned: list[bool] = []
     reactor.start()
-    assert reactor._life is not None
-    reactor._life.backlog.on_wait = lambda: returned.append(reactor.stop())
+    assert reactor._engine.life is not None
+    reactor._engine.life.backlog.on_wait = lambda: returned.append(reactor.stop())
     try:
         admin.notify(channel, *(str(number) for number in range(20)))
         wait_until(lambda: returned, AT_ONCE)

@@ -180,8 +180,8 @@ def test_reader_gives_up_a_session_that_libpq_has_closed(
     database = make(dsn)
     strangers: list[Stranger] = []
     with Reactor(database, probe_interval=None, backoff=(0.01, 0.02)) as reactor:
-        assert reactor._life is not None
-        reader, link = reactor._life.reader, reactor._life.link_of(database)
+        assert reactor._engine.life is not None
+        reader, link = reactor._engine.life.reader, reactor._engine.life.link_of(database)
 
         def fail() -> None:
             assert link.session is not None

@@ -77,6 +77,26 @@ def test_statement_in_a_handler_runs_on_the_workers_own_session(dsn: str, channe
         assert reactor.databases[0].backend_id == listening
 
 
+def test_handler_that_is_called_through_several_others_may_use_its_session(
+    dsn: str, channel: str
+) -> None:
+    """What is between them is ours, and no call from the middle of our own code."""
+    rows: list[object] = []
+    with Reactor(dsn) as reactor:
+        for _ in range(3):
+            reactor.wrap_handlers(lambda call, db, **given: call(db, **given))
+
+        @reactor.on_channel(channel)
+        def select(db: Database, notification: Notification) -> None:
+            rows.append(db.execute("SELECT 1").fetchone())
+
+        reactor.notify(channel)
+        wait_until(lambda: rows)
+
+        assert reactor.status().databases[0].failed == 0
+    assert rows == [(1,)]
+
+
 def test_each_worker_has_a_session_of_its_own(dsn: str, new_channel: Callable[[], str]) -> None:
     names = [new_channel(), new_channel()]
     pids: list[int] = []

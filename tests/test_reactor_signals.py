@@ -240,7 +240,7 @@ def test_coroutine_function_is_refused_while_a_reactor_runs(reactor: Reactor, ho
 
     senders = [*reactor.databases, reactor]
     assert pgsignals.signals.default.handlers_for(senders) == {}
-    assert reactor._own.handlers_for(senders) == {}
+    assert reactor._engine.channels.handlers_for(senders) == {}
 
 
 def test_coroutine_function_for_another_database_is_nobody_elses_business(
@@ -695,7 +695,7 @@ def test_registering_on_a_running_loop_does_not_wait_for_the_server(
 def test_finalizer_on_the_reader_registers_without_waiting(
     reactor: Reactor, channel: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    life, done = reactor._life, threading.Event()
+    life, done = reactor._engine.life, threading.Event()
     assert life is not None
 
     def finalize() -> None:
@@ -715,7 +715,7 @@ def test_finalizer_on_an_idle_worker_registers_without_waiting(
 ) -> None:
     done = threading.Event()
     with Reactor(proxied, channels=["first"], probe_interval=None) as reactor:
-        life = reactor._life
+        life = reactor._engine.life
         assert life is not None
         proxy.freeze()
 
@@ -748,12 +748,12 @@ def test_what_was_kept_of_channels_that_had_handlers_is_forgotten(
         reactor.notify(name)
         wait_until(lambda name=name: name in seen)  # type: ignore[misc]
         reactor.channel(name).disconnect(handler)
-    life = reactor._life
+    life = reactor._engine.life
     assert life is not None
     (link,) = life.reader.links
 
     def forgotten() -> bool:
         gc.collect()
-        return not reactor._own._signals and len(link.plans) < 3
+        return not reactor._engine.channels._signals and len(link.plans) < 3
 
     wait_until(forgotten)

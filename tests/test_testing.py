@@ -348,7 +348,7 @@ def test_settle_leaves_no_handler_and_wants_a_running_reactor(dsn: str) -> None:
     reactor = Reactor(dsn)
     with reactor:
         settle(reactor)
-        assert not reactor.wanted(reactor.databases[0])
+        assert not reactor._engine.interest.wanted(reactor.databases[0])
     with pytest.raises(ClosedError, match="not running"):
         settle(reactor)
     with pytest.raises(ClosedError, match="not running"):

@@ -1,29 +1,60 @@
-"""One life of a reactor, from start to stop: its threads, its backlog, its links."""
+"""One life of a reactor, from start to stop: its threads, its backlog, its links.
+
+Theory of operation
+-------------------
+
+A reactor begins another life with each start; nothing of one is used again in the next.  How far
+a life has come is its :class:`~pgsignals._pure.phases.Lifecycle`, and nothing else.
+
+Two threads carry it.  The one that calls :meth:`Life.start` lends the databases, starts the others
+and waits until the reader says LISTENING or FAIL; then it says BEGIN, and has no further part.  The
+reader's runs :meth:`Life._live`: it reads until the lifecycle is stopping, for whatever reason, and
+then ends everything, in an order in which each step needs what the next one takes away:
+
+1. ``Reader.finish``: queue what the sockets have, so that it is handled, too; close the listening
+   sessions.  Nothing arrives from here on.
+2. ``Backlog.join``: the workers handle what is queued, until the deadline.  Handlers may still
+   notify and use their sessions.
+3. ``Reader.close`` and giving the databases back: no session is left.  CLOSE: another life may
+   begin, even while the receivers of ``stopped`` run.
+4. ``stopped``, the last that is announced; then the workers end.  END: those that join go on.
+
+Each of these is a step of its own: one that raises has a bug of ours, which is logged and becomes
+:attr:`Life.error`, and the steps after it still release what is theirs.
+
+If the reader's thread cannot be started, the starting thread does the little that is to be done
+(:meth:`Life.abandon`).  Which of the two it is, is decided once, by ``_claim``.
+
+A finalizer, an OS signal handler or a logging handler may call a life in the middle of our own
+code, whatever the thread holds.  So no call takes a lock before it has asked
+:func:`~pgsignals._runtime.reentry.reentered` whether it may wait: what is asked of the reader is
+appended to a queue or counted, and the reader woken through a socket pair.
+
+How to wait for the end without waiting for oneself: see :mod:`pgsignals._engine.ending`.
+"""
 
 from __future__ import annotations
 
 import atexit
-import contextlib
 import logging
 import os
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
-from typing import Protocol
 
 from pgsignals._dispatch.backlog import Backlog
-from pgsignals._dispatch.ordered import OrderedSignal
-from pgsignals._dispatch.workers import Workers, current_worker, own_session, work_for, works_for
+from pgsignals._dispatch.workers import Workers, current_worker, own_session, work_for
+from pgsignals._engine.config import Config
+from pgsignals._engine.ending import Ending
+from pgsignals._engine.interest import Interest
 from pgsignals._engine.reader import Reader
-from pgsignals._pure.lanes import Policy
+from pgsignals._pure.names import check_handled
 from pgsignals._pure.phases import Event, Lifecycle, Phase
 from pgsignals._runtime.fork import Birth
 from pgsignals._runtime.log import Log
-from pgsignals._runtime.reentry import calls_out, reentered
-from pgsignals._sources.listen import Link, Settings
+from pgsignals._runtime.reentry import reentered
+from pgsignals._sources.listen import Link
 from pgsignals._sources.reports import Gap
 from pgsignals._sources.upkeep import Reason
 from pgsignals._wire.session import Session
@@ -44,78 +75,54 @@ WORKERS_WITHIN = 1.0
 #: How long a reactor may drain when the program ends, in seconds.
 AT_EXIT = 1.0
 
-#: The longest wait of one step in C, in seconds.
-SLICE = 1.0
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a reactor was made with."""
-
-    databases: tuple[Database, ...]
-    channels: Channels
-    workers: int
-    max_backlog: int
-    overflow: Policy
-    idle: float | None
-    links: Settings
-
-
-class Owner(Protocol):
-    """The reactor that lives."""
-
-    connected: OrderedSignal
-    lost: OrderedSignal
-    gap: OrderedSignal
-    idle: OrderedSignal
-    handler_failed: OrderedSignal
-    stopped: OrderedSignal
-    any_channel: OrderedSignal
-
-    def wanted(self, database: Database) -> set[str]: ...
-    def listen(self, *channels: str, database: Database | None = None) -> None: ...
-    def unlisten(self, *channels: str, database: Database | None = None) -> None: ...
-
 
 class Life:
-    """See the module.  A reactor begins another one with each start.
+    """See the module."""
 
-    A finalizer, an OS signal handler or a logging handler may call it in the middle of our own
-    code: so a caller takes no lock, leaves a command for the reader and wakes it, and waits only
-    if :func:`~pgsignals._runtime.reentry.reentered` allows it.
-    """
-
-    def __init__(self, reactor: Owner, plan: Plan) -> None:
-        self.reactor = reactor
-        self._channels = plan.channels
-        self.backlog = Backlog(plan.max_backlog, plan.overflow, parallel=plan.workers > 1)
-        name = plan.links.name
+    def __init__(
+        self, reactor: object, config: Config, interest: Interest, channels: Channels
+    ) -> None:
+        """
+        :param reactor: the sender of the signals that no database sends.
+        :param interest: what the databases are to listen to.
+        :param channels: the reactor's own handlers.
+        """
+        links, name = config.links, config.name
+        # Never replaced; each knows its own threads.
+        self.lifecycle = Lifecycle()
+        self.ending = Ending(self.lifecycle)
+        self.backlog = Backlog(links.max_backlog, links.overflow, parallel=config.workers > 1)
         self.workers = Workers(
             name,
-            plan.workers,
+            config.workers,
             self.backlog,
-            plan.channels,
-            reactor.any_channel,
-            reactor.handler_failed,
-            home=self,
+            channels,
+            channels.of_reactor["any_channel"],
+            channels.of_reactor["handler_failed"],
+            home=self.ending,
         )
-        self.lifecycle = Lifecycle()
         self.reader = Reader(
-            self, self.lifecycle, plan.databases, self.backlog, plan.links, plan.idle
+            self, self.lifecycle, config.databases, self.backlog, links, config.idle
         )
-        self.error: BaseException | None = None
-        self._drained = True
-        self._deadlines: list[float] = []  # one per request to stop; the earliest counts
+        self._reactor = reactor
+        self.interest = interest
+        self._signals = channels.of_reactor
         self._birth = Birth()
-        self._idle_waits = False
-        self._borrowed: dict[Database, Session] = {}
-        self._served: list[tuple[Database, _Service]] = []
-        self._when_over: deque[Callable[[], None]] = deque()
-        self._waits: dict[int, Life] = {}  # threads of ours, and the life whose end each waits for
-        self._claim = threading.Lock()  # held by the one that carries the life on from here
-        self._begun = threading.Event()
-        self._done = threading.Event()
         self._thread = threading.Thread(target=self._live, name=f"{name}-reader", daemon=True)
+        self._claim = threading.Lock()  # held by the thread that carries the life to its end
+
+        # The starting thread, before the reader begins; then the thread that has the claim.
+        self._borrowed: dict[Database, Session] = {}  # owned by others, who get them back
+        self._served: list[tuple[Database, _Service]] = []
+
+        # The thread that has the claim writes them, before the end is reached.
+        self.error: BaseException | None = None  # what has ended it, or None
+        self._drained = True
+
+        # Any thread, each change one step of C.
+        self._deadlines: list[float] = []  # one for each request to stop; the earliest counts
+        self._idle_waits = False  # set by the reader, reset by a worker
+        self._begun = threading.Event()  # start() is over, well or not
 
     # -- start -----------------------------------------------------------------------------------
 
@@ -149,16 +156,16 @@ class Life:
             raise error or self.error or ClosedError("the reactor was stopped while it started")
 
     def abandon(self) -> None:
-        """Roll back a start, however far it got."""
+        """Roll back a start, however far it got.  Blocks."""
         self.ask_to_stop(time.monotonic())
         if self._claim.acquire(blocking=False):  # the reader has not begun, and will not
-            self.reader.close(time.monotonic())
-            self._take_back()
+            self._step(lambda: self.reader.close(time.monotonic()))
+            self._step(self._take_back)
             self.backlog.end()
             _living.discard(self)
-            self._be_over()
+            self.ending.reach()
         self._begun.set()
-        self._done.wait()
+        self.ending.wait(None)
 
     # -- stop ------------------------------------------------------------------------------------
 
@@ -175,67 +182,8 @@ class Life:
     def stop(self, deadline: float | None) -> bool:
         """See :meth:`Reactor.stop`."""
         self.ask_to_stop(deadline)
-        self.join(None)
+        self.ending.wait(None)
         return self._drained
-
-    @property
-    def is_current(self) -> bool:
-        """Whether the calling thread is one of ours, which cannot wait for its own end."""
-        return works_for() is self
-
-    def join(self, seconds: float | None) -> bool:
-        """See :meth:`Reactor.join`.  Returns at once where waiting would never end: in a thread
-        that this end waits for, perhaps by way of other reactors, and where :func:`reentered`."""
-        if self._done.is_set():
-            return True
-        here: Life | None = works_for()
-        if here is self or reentered():
-            return self.lifecycle.closed
-        within = None if seconds is None else min(seconds, threading.TIMEOUT_MAX)
-        if here is None:
-            return self._await_end(within)
-        me = threading.get_ident()
-        here._waits[me] = self  # before the look, so that of two threads at least one sees it
-        try:
-            return self.lifecycle.closed if self._waits_for(here) else self._await_end(within)
-        finally:
-            del here._waits[me]
-
-    def _await_end(self, within: float | None) -> bool:
-        # In slices: an OS signal that comes just before a wait in C has its handler run only
-        # after the wait.
-        by = None if within is None else time.monotonic() + within
-        while not self._done.wait(SLICE if by is None else min(SLICE, by - time.monotonic())):
-            if by is not None and time.monotonic() >= by:
-                return False
-        return True
-
-    def _waits_for(self, other: Life) -> bool:
-        """Whether our end waits for the end of *other*, because a thread of ours does."""
-        seen: list[Life] = [self]
-        for life in seen:
-            for awaited in tuple(life._waits.values()):
-                if awaited is other:
-                    return True
-                if awaited not in seen:
-                    seen.append(awaited)
-        return False
-
-    def when_over(self, call: Callable[[], None]) -> None:
-        """Have *call* called at the end, or now."""
-        self._when_over.append(call)
-        if self._done.is_set():
-            self._call_when_over()
-
-    def _call_when_over(self) -> None:
-        with contextlib.suppress(IndexError):  # each is called once, by the reader or its asker
-            while True:
-                self._when_over.popleft()()
-
-    def _be_over(self) -> None:
-        self.lifecycle.happen(Event.END)
-        self._done.set()
-        self._call_when_over()
 
     def forget(self) -> None:
         """In a forked child: drop the sockets, sending nothing to the server."""
@@ -247,7 +195,7 @@ class Life:
     def _live(self) -> None:
         if not self._claim.acquire(blocking=False):
             return  # its start has been given up
-        work_for(self)
+        work_for(self.ending)
         try:
             self._step(lambda: self.reader.run(self._borrowed))
             if self.lifecycle.happen(Event.FAIL) is Phase.FAILING:
@@ -255,7 +203,7 @@ class Life:
             self.reader.wake_waiters()
             self._end()
         finally:
-            self._be_over()
+            self.ending.reach()
 
     def _step(self, run: Callable[[], None]) -> None:
         """Run a part of this life; anything it raises is a bug of ours, and the rest is still
@@ -269,21 +217,27 @@ class Life:
     def _end(self) -> None:
         was_running = self.lifecycle.running
         self._step(lambda: self.reader.finish(self._borrowed, self._deadline))
-        drained = self.backlog.join(self._deadline)
-        if not drained:
-            self._drained = False
-            self._warn()
+        self._step(self._drain)
         self._step(lambda: self.reader.close(time.monotonic() + CLOSED_WITHIN))
         self._step(self._take_back)
-        for link in self.reader.links:
-            self.workers.warn_of_drops(link, finally_=True)
+        self._step(self._warn_of_drops)
         self.lifecycle.happen(Event.CLOSE)
         _living.discard(self)
         if was_running:
-            self._step(lambda: self._tell_stopped(drained))
+            self._step(self._tell_stopped)
         self.backlog.end()
-        if drained:
+        if self._drained:
             self.workers.join(WORKERS_WITHIN)
+
+    def _drain(self) -> None:
+        """Wait for the handlers of what has been received, until the deadline."""
+        self._drained = self.backlog.join(self._deadline)
+        if not self._drained:
+            self._warn()
+
+    def _warn_of_drops(self) -> None:
+        for link in self.reader.links:
+            self.workers.warn_of_drops(link, finally_=True)
 
     def _warn(self) -> None:
         stuck = ", ".join(self.workers.stuck) or "none"
@@ -295,11 +249,11 @@ class Life:
             stuck,
         )
 
-    def _tell_stopped(self, drained: bool) -> None:
+    def _tell_stopped(self) -> None:
         def tell() -> None:
-            self.workers.emit(self.reactor.stopped, self.reactor, error=self.error)
+            self.workers.emit(self._signals["stopped"], self._reactor, error=self.error)
 
-        if drained:
+        if self._drained:
             self.backlog.announce(None, tell)
             self.backlog.join(lambda: None)
         else:  # no worker may be free for it
@@ -313,16 +267,16 @@ class Life:
 
     def wanted(self, link: Link) -> set[str]:
         self.workers.forget_plans(link)
-        return self.reactor.wanted(link.database)
+        return self.interest.wanted(link.database)
 
     def connected(self, link: Link, resumed: bool) -> None:
-        signal, database = self.reactor.connected, link.database
+        signal, database = self._signals["connected"], link.database
         self.backlog.announce(
             link, lambda: self.workers.emit(signal, database, link, resumed=resumed)
         )
 
     def lost(self, link: Link, reason: Reason, error: ConnectionLostError) -> None:
-        signal, database = self.reactor.lost, link.database
+        signal, database = self._signals["lost"], link.database
         self.backlog.announce(
             link, lambda: self.workers.emit(signal, database, link, reason=reason, error=error)
         )
@@ -331,7 +285,7 @@ class Life:
         self.backlog.announce(link, lambda: self.overflowed(link, gap), gap.channels)
 
     def overflowed(self, link: Link, gap: Gap) -> None:
-        self.workers.emit_gap(self.reactor.gap, link, gap)
+        self.workers.emit_gap(self._signals["gap"], link, gap)
 
     def idle(self) -> None:
         if self._idle_waits:
@@ -340,7 +294,7 @@ class Life:
 
         def tell() -> None:
             self._idle_waits = False
-            self.workers.emit(self.reactor.idle, self.reactor)
+            self.workers.emit(self._signals["idle"], self._reactor)
 
         self.backlog.announce(None, tell)
 
@@ -355,12 +309,17 @@ class Life:
 
     # -- from any thread -------------------------------------------------------------------------
 
+    def when_handled(self, database: Database, call: Callable[[], None]) -> None:
+        """Have *call* called on a worker once what has been received from *database* so far has
+        been handled."""
+        self.backlog.announce(self.link_of(database), call)
+
     def link_of(self, database: Database) -> Link:
         """The link of one of our databases."""
         return next(link for link in self.reader.links if link.database is database)
 
     def acknowledge(self, databases: Collection[Database]) -> None:
-        """Wait until what is wanted now is listened to."""
+        """Have what is wanted now listened to, and wait until it is."""
         self.reader.request()
         self.wait_settled([link for link in self.reader.links if link.database in databases])
 
@@ -403,13 +362,14 @@ class _Service:
     def notify(self, items: list[tuple[str, str]]) -> int:
         return self._life.notify(self._link.database, items)
 
-    @calls_out
     def listen(self, channels: tuple[str, ...]) -> None:
-        self._life.reactor.listen(*channels, database=self._link.database)
+        names = [check_handled(name) for name in channels]
+        self._life.interest.listen([self._link.database], names)
+        self._life.acknowledge([self._link.database])
 
-    @calls_out
     def unlisten(self, channels: tuple[str, ...]) -> None:
-        self._life.reactor.unlisten(*channels, database=self._link.database)
+        self._life.interest.unlisten([self._link.database], channels)
+        self._life.acknowledge([self._link.database])
 
     def listening_channels(self) -> list[str]:
         return list(self._link.channels)
@@ -440,7 +400,7 @@ def _stop_all() -> None:
     for life in lives:
         life.ask_to_stop(deadline)
     for life in lives:
-        life.join(max(0.0, deadline + AT_EXIT - time.monotonic()))
+        life.ending.wait(max(0.0, deadline + AT_EXIT - time.monotonic()))
 
 
 atexit.register(_stop_all)

@@ -25,7 +25,15 @@ _USERS = {"cli", "demo", "embedded", "testing", "telemetry", "__main__"}
 #: What a call may pass through before it asks; and the standard library's ``with``.
 _ENTRANCES = {
     f"{_PACKAGE}.{name}"
-    for name in ("_dispatch.ordered", "_engine.life", "database", "reactor", "signals")
+    for name in (
+        "_dispatch.ordered",
+        "_engine.ending",
+        "_engine.engine",
+        "_engine.life",
+        "database",
+        "reactor",
+        "signals",
+    )
 }
 _ENTRANCES.add("contextlib")
 

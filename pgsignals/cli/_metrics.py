@@ -128,7 +128,7 @@ class HandlerMetrics:
         self, notification: Notification | None, handler: Callable[..., Any], database: Database
     ) -> tuple[str, str]:
         channel = "" if notification is None else notification.channel
-        if channel and not self._reactor.handlers_of(channel, database):
+        if channel and not self._reactor._engine.interest.handlers_of(channel, database):
             channel = ""
         labels = channel, describe(handler)
         if labels not in self._known:

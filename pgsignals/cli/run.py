@@ -218,17 +218,18 @@ def check_handlers(reactor: Reactor, target: str) -> None:
         f"above a function{hint}"
     )
     later = any(called_by(reactor.connected, database) for database in reactor.databases)
-    if not later and not any(map(reactor.wanted, reactor.databases)):
+    if not later and not any(map(reactor._engine.interest.wanted, reactor.databases)):
         raise NotFoundError(text)
     logger.warning("%s", text)  # some may be registered while it runs
 
 
 def served(reactor: Reactor) -> Iterator[tuple[str, list[str], list[Database]]]:
     """Each channel, what handles it, and the databases of which."""
+    interest = reactor._engine.interest
     found: dict[tuple[str, tuple[str, ...]], list[Database]] = {}
     for database in reactor.databases:
-        for channel in sorted(reactor.wanted(database)):
-            handlers = reactor.handlers_of(channel, database)
+        for channel in sorted(interest.wanted(database)):
+            handlers = interest.handlers_of(channel, database)
             handlers += called_by(reactor.any_channel, database)
             names = tuple(map(describe, handlers))
             found.setdefault((channel, names), []).append(database)

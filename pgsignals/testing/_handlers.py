@@ -11,7 +11,6 @@ from typing import Any, Protocol
 from pgsignals._dispatch.handlers import describe
 from pgsignals._pure.values import Notification
 from pgsignals.database import Database
-from pgsignals.errors import ClosedError
 from pgsignals.reactor import Reactor
 from pgsignals.signals import default
 from pgsignals.testing._waiting import TIMEOUT, deadline_in, seconds_until
@@ -86,9 +85,7 @@ def settle(reactor: Reactor, timeout: float = TIMEOUT) -> None:
     :raises AssertionError: the time ran out.
     """
     __tracebackhide__ = True
-    life = reactor._life
-    if life is None or life.lifecycle.closed:
-        raise ClosedError("settle(): the reactor is not running; call start()")
+    life = reactor._engine.current_life("settle()")
     handled: queue.SimpleQueue[Database] = queue.SimpleQueue()
     deadline = deadline_in(timeout)
     token = secrets.token_hex(8)
@@ -96,7 +93,7 @@ def settle(reactor: Reactor, timeout: float = TIMEOUT) -> None:
     def seen(database: Database, notification: Notification) -> None:
         if notification.payload == token:
             # Other workers may still be busy with what came before: the backlog knows.
-            life.backlog.announce(life.link_of(database), lambda: handled.put(database))
+            life.when_handled(database, lambda: handled.put(database))
 
     with reactor.channel(_MARK).connected_to(seen):
         for database in reactor.databases:
