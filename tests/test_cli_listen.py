@@ -167,7 +167,7 @@ def test_failed_command_is_told_and_the_others_run(
 
     assert command.status() == 1
     assert command.out.split() == ["good", "bad", "worse", "last"]
-    assert command.err.count("the command of --exec ended with") == 2
+    assert command.err.count("the --exec command ended with") == 2
     assert "status 3" in command.err
     assert "OS signal 15" in command.err
 

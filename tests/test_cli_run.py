@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from pgsignals.cli import _metrics
-from pgsignals.cli.run import may_come
+from pgsignals.cli.run import may_recover
 from pgsignals.embedded import Postgres
 from pgsignals.errors import ConnectError
 from pgsignals.reactor import Reactor
@@ -117,7 +117,8 @@ def test_stop_that_runs_out_of_time_fails(
 ) -> None:
     command = start("run", "handlers", "--stop-timeout", "0.2", cwd=folder)
     command.until("listening, backend")
-    admin.notify(channel, "begin", "sleep30", "never")
+    sent = ["begin", "sleep30", "never"]  # of one transaction: where the first is, the others are
+    admin.execute("SELECT pg_notify(%s, p) FROM unnest(%s::text[]) AS p", channel, sent)
     wait_until(lambda: command.out == "handled begin\n")
     command.process.send_signal(signal.SIGTERM)
 
@@ -200,7 +201,7 @@ def test_reactor_that_cannot_go_on_fails(start: Start, folder: Path, admin: Admi
         ("nowhere", "no module nowhere"),
         ("handlers.py", "did you mean handlers?"),
         ("handlers:reactor", "handlers has no reactor"),
-        ("handlers:handle", "handlers:handle is a function, not a Reactor"),
+        ("handlers:handle", "handlers:handle must be a Reactor, not function"),
         ("empty", "empty registers no handlers"),
     ],
 )
@@ -416,8 +417,8 @@ def test_wait_is_not_for_a_standby(start: Start, folder: Path) -> None:
         ('invalid sslmode value: "never"', False),
     ],
 )
-def test_what_may_come_is_waited_for(text: str, comes: bool) -> None:
-    assert may_come(ConnectError(f"127.0.0.1:1/shop: {text}")) is comes
+def test_what_may_recover_is_waited_for(text: str, comes: bool) -> None:
+    assert may_recover(ConnectError(f"127.0.0.1:1/shop: {text}")) is comes
 
 
 # -- the log -------------------------------------------------------------------------------------
@@ -491,7 +492,8 @@ def test_stop_that_was_not_clean_is_a_warning(
 ) -> None:
     command = start("run", "handlers", "--stop-timeout", "0.2", cwd=folder)
     command.until("listening, backend")
-    admin.notify(channel, "begin", "sleep30", "never")
+    sent = ["begin", "sleep30", "never"]  # of one transaction: where the first is, the others are
+    admin.execute("SELECT pg_notify(%s, p) FROM unnest(%s::text[]) AS p", channel, sent)
     wait_until(lambda: command.out == "handled begin\n")
     command.process.send_signal(signal.SIGTERM)
 

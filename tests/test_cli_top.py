@@ -140,7 +140,7 @@ def test_keys_are_explained(dsn: str) -> None:
     with top("orders", dsn=dsn) as terminal:
         terminal.shows("? keys", "listening")
         terminal.press("?")
-        terminal.shows("as given, per second, total, by name", "p, space", "f, /")
+        terminal.shows("as given, per second, total, name", "p, space", "f, /")
         assert terminal.fits()
         terminal.press("?")
         wait_until(lambda: "p, space" not in terminal.screen.text)

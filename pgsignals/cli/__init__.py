@@ -13,28 +13,27 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 
 from pgsignals.cli import bench, completion, demo, doctor, listen, notify, run, top
-from pgsignals.cli.arguments import FAILED, MISUSED, WHERE, Parser, Version, told_of
+from pgsignals.cli.arguments import FAILED, MISUSED, WHERE, Parser, Version, message_for
 from pgsignals.cli.terminal import say
 from pgsignals.errors import Error
 
-#: An OS signal that comes within so many seconds after another one is the same wish:
-#: timeout(1) sends each of them twice.
-SAME_WISH = 1.0
+#: Seconds within which a second OS signal only repeats the first: timeout(1) sends each twice.
+REPEAT = 1.0
 
 ABOUT = """\
 PostgreSQL LISTEN/NOTIFY at the command line.
 
-  pgsignals demo                           see it work, on a PostgreSQL server of its own
-  pgsignals listen orders stock            print what is notified, until Ctrl-C
-  pgsignals notify orders '{"id": 42}'     notify, from another terminal
+  pgsignals demo                           see it work, on a throwaway PostgreSQL server
+  pgsignals listen orders stock            print notifications until Ctrl-C
+  pgsignals notify orders '{"id": 42}'     send one, from another terminal
   pgsignals doctor                         find out why nothing arrives
   pgsignals run shop.handlers              run your handlers as a service
 """
 
 ABOUT_STATUS = f"""\
 {WHERE}
-Exit status: 0 done, 1 failed, 2 not understood, 130 ended by Ctrl-C, 143 ended by SIGTERM.
-Each command has examples: pgsignals listen --help
+Exit status: 0 success, 1 failure, 2 usage error, 130 ended by Ctrl-C, 143 ended by SIGTERM.
+The help of each command has examples: pgsignals listen --help
 """
 
 
@@ -47,7 +46,7 @@ def parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    top_level.add_argument("--version", action=Version, nargs=0, help="print the version and end")
+    top_level.add_argument("--version", action=Version, nargs=0, help="print the version and exit")
     commands = top_level.add_subparsers(metavar="COMMAND", required=True)
     for command in (demo, listen, notify, doctor, top, run, bench):
         command.add(commands)
@@ -57,9 +56,9 @@ def parser() -> Parser:
 
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """OS signals end the block with the status that shells give them: 128 + number.
+    """Turn OS signals into SystemExit with the status that shells use: 128 + number.
 
-    What follows cleans up; another signal, when that takes too long, ends the program at once.
+    ``finally`` blocks then clean up; another signal meanwhile ends the program at once.
     """
     first: list[float] = []
 
@@ -70,7 +69,7 @@ def ended_by_signals() -> Iterator[None]:
             if number == signal.SIGINT and sys.stderr is not None and sys.stderr.isatty():
                 os.write(sys.stderr.fileno(), b"\n")  # the terminal has written ^C
             raise SystemExit(128 + number)
-        if now - first[0] > SAME_WISH:
+        if now - first[0] > REPEAT:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
 
@@ -82,14 +81,14 @@ def ended_by_signals() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            if first:  # the program has cleaned up and goes; the same wish must not change how
+            if first:  # on the way out: a repeated signal must not change the status
                 handler = signal.SIG_IGN
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    # What its warnings say of a link, we say ourselves.
+    # The commands report what happens to a link themselves.
     logging.getLogger("pgsignals").setLevel(logging.ERROR)
     args = argparse.Namespace()
     try:
@@ -108,21 +107,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if not hasattr(error, "sqlstate"):
             raise
-        return failed(error, args)  # psycopg's: the server has refused a statement
+        return failed(error, args)  # psycopg's: the server rejected a statement
     return status
 
 
 def failed(error: Exception, args: argparse.Namespace) -> int:
-    """Say why, and return the exit status."""
+    """Report *error*, and return the exit status."""
     if isinstance(error, OSError) and not isinstance(error, Error):
         _forget_output()
     if isinstance(error, BrokenPipeError):
         return 128 + signal.SIGPIPE
-    say(told_of(error, args))
+    say(message_for(error, args))
     return FAILED
 
 
 def _forget_output() -> None:
-    """What could not be written, the interpreter would try to write again at its end."""
+    """Discard unwritten output, or the interpreter would try to write it again at exit."""
     if sys.stdout is not None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,6 +1,6 @@
-"""What ``pgsignals doctor`` looks at.
+"""The checks of ``pgsignals doctor``, in the order in which they run.
 
-Statements go one by one, without parameters, so that any pooler takes them.
+Statements are sent one by one and without parameters, so that any pooler accepts them.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from pgsignals.errors import ConnectError, ConnectionLostError, EncodingError
 
 T = TypeVar("T")
 
-#: From here on a full queue is near; the server itself warns.
+#: Queue usage from which the server itself warns.
 QUEUE_FULL = 0.5
 
-#: Seconds between two clocks that do not matter in a gap.
+#: Seconds by which clocks may differ without affecting the times of gaps.
 CLOCKS = 1.0
 
-#: Seconds of silence after which an operating system should begin to ask.
+#: Seconds of silence after which TCP keepalives should begin.
 LONG_SILENCE = 600
 
 TIMEOUTS = (
@@ -63,11 +63,11 @@ TLS = (
 QUEUE = f"SELECT {QUEUE_USAGE}"
 CLOCK = "SELECT pg_catalog.date_part('epoch'::pg_catalog.text, pg_catalog.clock_timestamp())"
 
-#: A reactor of version 0.1.0 asks so.
+#: How the round trip of version 0.1.0 begins.
 OLD_ROUND_TRIP_BEGINS = "SELECT pg_notification_queue_usage()"
 
-# The server does not say who listens; the last statement of a listener usually is one of these.
-# Of a session that belongs to another role it may hide even what kind of process it is.
+# The server does not say who listens, but the last statement of a listener is usually one of these.
+# For sessions of other roles it may hide even the kind of process.
 ACTIVITY = (
     "SELECT CASE WHEN application_name OPERATOR(pg_catalog.<>) ''::pg_catalog.text "
     "THEN application_name ELSE 'no name'::pg_catalog.text END, "
@@ -84,10 +84,10 @@ ACTIVITY = (
 
 
 def examine(database: Database, timeout: float, channels: Sequence[str] = ()) -> Iterator[Finding]:
-    """All findings, as they come.  Blocks.
+    """Yield the findings as they are made.  Blocks.
 
-    :param timeout: seconds for each answer.
-    :param channels: those to look for.
+    :param timeout: seconds to wait for each answer.
+    :param channels: channels to look for in sessions, triggers, functions and rules.
     """
     try:
         session = database._access.open(timeout)
@@ -102,7 +102,7 @@ def examine(database: Database, timeout: float, channels: Sequence[str] = ()) ->
         yield from examination.findings()
     except ConnectionLostError as error:
         text = "no answer in time" if examination.late else str(error)
-        advice = "the server hangs, or the network drops what is sent on open connections"
+        advice = "the server hangs, or the network silently drops packets of open connections"
         yield Finding("connection", "failed", text, advice if examination.late else None)
     finally:
         session.close()
@@ -123,14 +123,14 @@ class Examination:
         self._settings: dict[str, str] = {}
 
     def findings(self) -> Iterator[Finding]:
-        """See :func:`examine`."""
+        """Run the checks, yielding each finding as it is made."""
         begun = time.monotonic()
         [[pid, in_recovery]] = self._ask(WHO)
         took = time.monotonic() - begun
         self._direct = pid == self._session.backend_id
         self._in_time(self._session.clear_search_path)
         self._settings = {name: value for name, value in self._ask(SETTINGS)}
-        where = f"{self._session.name}, an answer takes {1000 * took:.1f} ms"
+        where = f"{self._session.name}, answers in {1000 * took:.1f} ms"
         yield Finding("connection", "ok", where, facts={"answer_seconds": took})
         yield self._server()
         yield self._tls()
@@ -146,7 +146,7 @@ class Examination:
         yield from about_channels
 
     def _ask(self, sql: str) -> list[tuple[Any, ...]]:
-        """The rows of *sql*, or the end of the session when they take too long."""
+        """Return the rows of *sql*; end the session if they take too long."""
         return self._in_time(lambda: self._session.query_text(sql))
 
     def _in_time(self, run: Callable[[], T]) -> T:
@@ -184,7 +184,7 @@ class Examination:
         if not encrypted:
             if re.match(r"127\.|::1$", info.hostaddr):
                 return Finding("TLS", "ok", "none, within this machine", facts=facts)
-            advice = "sslmode=verify-full; anyone on the way can read and forge notifications"
+            advice = "set sslmode=verify-full: anyone on the way can read and forge notifications"
             return Finding("TLS", "warning", "none", advice, facts)
         rows = self._ask(TLS) if self._direct else []
         protocol = rows[0][1] if rows and rows[0][0] else "encrypted"
@@ -194,7 +194,7 @@ class Examination:
         text = f"{protocol}, sslmode={sslmode}"
         if sslmode == "verify-full":
             return Finding("TLS", "ok", text, facts=facts)
-        advice = "sslmode=verify-full, or anyone on the way can pretend to be the server"
+        advice = "set sslmode=verify-full: anyone on the way can impersonate the server"
         return Finding("TLS", "note", text, advice, facts)
 
     def _encoding(self) -> Finding:
@@ -204,8 +204,8 @@ class Examination:
         text = f"{server} in the database, {client} on the wire"
         if server == "SQL_ASCII":
             advice = (
-                "such a database takes any bytes; those not in UTF-8 arrive as surrogate escapes. "
-                "Prefer a database with encoding UTF8"
+                "prefer a database with encoding UTF8: this one accepts any bytes, and those that "
+                "are not UTF-8 arrive as surrogate escapes"
             )
             return Finding("encoding", "note", text, advice, facts)
         return Finding("encoding", "ok", text, facts=facts)
@@ -220,12 +220,12 @@ class Examination:
                 offset, doubt = there - (before + after) / 2, after - before
         facts = {"offset_seconds": offset, "uncertainty_seconds": doubt / 2}
         ahead = "ahead of" if offset >= 0 else "behind"
-        text = f"the server's is {1000 * abs(offset):.1f} ms {ahead} ours"
+        text = f"the server's clock is {1000 * abs(offset):.1f} ms {ahead} this machine's"
         text += f" (to within {500 * doubt:.1f} ms)"
         if abs(offset) - doubt / 2 > CLOCKS:
             advice = (
-                "let both follow NTP: the times of a Gap are this machine's, those in your tables "
-                "the server's"
+                "synchronize both with NTP: a Gap has the times of this machine, your tables have "
+                "those of the server"
             )
             return Finding("clock", "warning", text, advice, facts)
         return Finding("clock", "ok", text, facts=facts)
@@ -241,18 +241,18 @@ class Examination:
         if holders:
             text += f"; may be held by {'; '.join(holders)}"
         elif usage and self._blind:
-            text += "; the sessions that hold it are hidden from this role"
+            text += "; this role cannot see which sessions hold it"
         if usage < QUEUE_ALARM:
             return Finding("queue", "ok", text, facts=facts)
         advice = (
-            "end the session that holds it with pg_terminate_backend(pid); when it is full, every "
-            "NOTIFY of the cluster fails"
+            "end the session that holds it with pg_terminate_backend(pid); once the queue is full, "
+            "every NOTIFY in the cluster fails"
         )
         return Finding("queue", "failed" if usage >= QUEUE_FULL else "warning", text, advice, facts)
 
     @property
     def _blind(self) -> bool:
-        """Whether the server hides other sessions' activity from us."""
+        """Whether the server hides the activity of other sessions from this role."""
         return any(row[3] for row in self._ask(ACTIVITY))
 
     def _sessions(self) -> Finding:
@@ -267,16 +267,18 @@ class Examination:
             "listeners": number,
             "hidden": hidden,
         }
-        text = f"{len(rows) + 1} of {limit}; {number} seem to listen in this database"
+        text = f"{len(rows) + 1} of {limit} in use; {number} seem to listen in this database"
         if listeners:
             text += f" ({', '.join(listeners[:5])}{', ...' if len(listeners) > 5 else ''})"
         if hidden:
-            text += f"; what {hidden} of them do is hidden from this role"
+            text += f"; this role cannot see what {hidden} of them do"
         if len(rows) + 1 >= 0.9 * limit > 0:
-            advice = "raise max_connections, or find who keeps so many: a reactor needs two each"
+            advice = "raise max_connections, or find out what holds them: a reactor needs two"
             return Finding("sessions", "warning", text, advice, facts)
         if hidden:
-            advice = "GRANT pg_read_all_stats to this role to see who listens and who holds a queue"
+            advice = (
+                "GRANT pg_read_all_stats to this role to see who listens and who holds the queue"
+            )
             return Finding("sessions", "note", text, advice, facts)
         return Finding("sessions", "ok", text, facts=facts)
 
@@ -294,12 +296,12 @@ class Examination:
         if self._direct:
             advice = (
                 "a Reactor sets idle_session_timeout to 0 on its own session; a loop over "
-                "db.wait() has to do so by itself"
+                "db.wait() must do so itself"
             )
             return Finding("timeouts", "note", text, advice, facts)
         advice = (
-            "behind a pooler a Reactor changes no settings: ALTER ROLE ... SET "
-            "idle_session_timeout = 0, or keep probe_interval well below it"
+            "ALTER ROLE ... SET idle_session_timeout = 0, or keep probe_interval well below it: "
+            "behind a pooler a Reactor changes no settings"
         )
         return Finding("timeouts", "warning", text, advice, facts)
 
@@ -316,18 +318,18 @@ class Examination:
         text = f"server: {in_words(facts)}; here: {in_words(ours)}"
         if not self._direct:
             advice = (
-                "behind a pooler a Reactor changes no settings: set tcp_keepalive of the pooler, "
-                "and tcp_keepalives_idle of the server"
+                "set the pooler's tcp_keepalive and the server's tcp_keepalives_idle: behind a "
+                "pooler a Reactor changes no settings"
             )
             yield Finding("keepalives", "note", text, advice, both)
         else:
             if ours.get("keepalives_idle", 0) > LONG_SILENCE or not ours.get("keepalives"):
-                text += "; a Reactor sets its own on the server's side, and probes"
+                text += "; a Reactor sets its own on the server side, and probes"
             yield Finding("keepalives", "ok", text, facts=both)
 
 
 def in_words(settings: dict[str, Any]) -> str:
-    """Settings with their values, without what their names have in common."""
+    """Format settings, without the common prefix of their names."""
     return ", ".join(
         f"{name.removeprefix('tcp_').removeprefix('keepalives_')} {value}"
         for name, value in settings.items()
@@ -335,8 +337,8 @@ def in_words(settings: dict[str, Any]) -> str:
 
 
 def tcp_settings(number: int) -> dict[str, int]:
-    """What libpq has set on the socket with this file number, under libpq's names; nothing for a
-    Unix socket, and only what the operating system reports."""
+    """Return the TCP settings of the socket *number* that the operating system reports, under
+    libpq's names; none for a Unix socket."""
     with socket.socket(fileno=os.dup(number)) as duplicate:
         if duplicate.family == socket.AF_UNIX:
             return {}

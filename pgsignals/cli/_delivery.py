@@ -1,5 +1,4 @@
-"""Whether notifications get through, as ``pgsignals doctor`` finds out: by a reactor, which refuses
-what cannot work."""
+"""Checks of ``pgsignals doctor`` that need a reactor: the server's role, a pooler, delivery."""
 
 from __future__ import annotations
 
@@ -16,18 +15,18 @@ from pgsignals.database import Database
 from pgsignals.errors import Error, PoolerError, StandbyError
 from pgsignals.reactor import Reactor
 
-#: Notifications of which the round trip is the median.
+#: Notifications whose round trips are measured.
 ROUND_TRIPS = 20
 
-#: The mode of a pooler that could not be determined.
+#: What to say of a pooler whose mode could not be determined.
 UNKNOWN = "transaction or statement"
 
 
 class Delivery:
-    """One try.
+    """One attempt to get notifications through.
 
-    :param timeout: seconds for each answer.
-    :param direct: no pooler has been seen in between.
+    :param timeout: seconds to wait for each answer.
+    :param direct: False if a pooler has been noticed already.
     """
 
     def __init__(self, database: Database, timeout: float, *, direct: bool) -> None:
@@ -36,7 +35,7 @@ class Delivery:
         self._direct = direct
 
     def findings(self, *, in_recovery: bool) -> Iterator[Finding]:
-        """The role of the server, a pooler in between, and LISTEN/NOTIFY itself.  Blocks."""
+        """Check the role of the server, for a pooler, and LISTEN/NOTIFY itself.  Blocks."""
         channel = f"pgsignals_doctor_{secrets.token_hex(8)}"
         arrivals: queue.SimpleQueue[tuple[str, float]] = queue.SimpleQueue()
 
@@ -69,24 +68,24 @@ class Delivery:
     def _pooler(self, error: Error | None) -> Finding:
         refused = isinstance(error, PoolerError)
         if self._direct and not refused:
-            return Finding("pooler", "ok", "none in between", facts={"mode": None})
+            return Finding("pooler", "ok", "none", facts={"mode": None})
         if error is None:
             advice = (
-                "connect past it if you can: each listener keeps one of its server sessions for "
-                "good, and its own timeouts (client_idle_timeout) apply"
+                "bypass it if you can: each listener permanently occupies one of its server "
+                "sessions, and its own timeouts (client_idle_timeout) apply"
             )
-            text = "one that pools sessions, which lets notifications through"
+            text = "one in session mode, which lets notifications through"
             return Finding("pooler", "warning", text, advice, {"mode": "session"})
         if not refused:
-            text = "one is in between; its mode could not be determined"
+            text = "one whose mode could not be determined"
             return Finding("pooler", "warning", text, None, {"mode": "unknown"})
         mode = self._mode()
-        text = f"one in {mode} mode, which loses every notification though LISTEN succeeds"
-        advice = "connect to the server itself, or to a pool in session mode"
+        text = f"one in {mode} mode: LISTEN succeeds, but every notification is lost"
+        advice = "connect to the server directly, or to a pool in session mode"
         return Finding("pooler", "failed", text, advice, {"mode": mode})
 
     def _mode(self) -> str:
-        """Of a pooler that does not keep sessions: in statement mode it refuses BEGIN."""
+        """The mode of a pooler that shares sessions: in statement mode it rejects BEGIN."""
         try:
             session = self._database._access.open(self._timeout)
         except Error:
@@ -98,7 +97,7 @@ class Delivery:
             session.query("BEGIN")
             session.query("ROLLBACK")
         except Exception as exc:
-            if not is_refusal(exc):
+            if not is_rejection(exc):
                 raise
             return "statement" if "statement pooling" in str(exc) else UNKNOWN
         finally:
@@ -120,13 +119,15 @@ class Delivery:
                     seconds.append(at - sent)
         except queue.Empty:
             text = f"a notification did not arrive within {self._timeout:g} s"
-            return Finding("delivery", "failed", text, "check for a pooler in between")
+            return Finding(
+                "delivery", "failed", text, "check for a pooler between here and the server"
+            )
         except Exception as exc:
-            if not is_refusal(exc):
+            if not is_rejection(exc):
                 raise
             text = f"NOTIFY fails: {' '.join(str(exc).split())}"
             return Finding("delivery", "failed", text, for_refusal(text))
-        del seconds[0]  # it had to open a connection
+        del seconds[0]  # it includes opening a connection
         median, slowest = statistics.median(seconds), max(seconds)
         facts = {"count": len(seconds), "median_seconds": median, "max_seconds": slowest}
         text = (
@@ -134,17 +135,17 @@ class Delivery:
             f"in {1000 * median:.1f} ms (median), {1000 * slowest:.1f} ms (worst)"
         )
         if (trouble := reactor.status().databases[0].last_error) is not None:
-            advice = "a Reactor needs a second connection now and then; see its role's limit"
+            advice = "a Reactor needs a second connection now and then: check its role's limit"
             return Finding("delivery", "warning", f"{text}; {trouble}", advice, facts)
         return Finding("delivery", "ok", text, facts=facts)
 
 
-def is_refusal(error: Exception) -> bool:
-    """Whether it is ours, or psycopg's for a statement that the server has refused."""
+def is_rejection(error: Exception) -> bool:
+    """Whether it is one of ours, or psycopg's for a statement that the server rejected."""
     return isinstance(error, Error) or hasattr(error, "sqlstate")
 
 
 def split(error: Error | None, role: str) -> tuple[str, str | None]:
-    """What an error says, and what to do, which follows a semicolon."""
+    """Split an error into what happened and what to do, which follows a semicolon."""
     detail, _, advice = str(error or role).partition("; ")
     return detail, advice or None

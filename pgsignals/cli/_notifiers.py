@@ -1,5 +1,7 @@
-"""Who listens to a channel and what notifies it, as ``pgsignals doctor --channel`` finds out: from
-the server's catalogue, and without a notification on it."""
+"""Who listens to a channel and what notifies it, for ``pgsignals doctor --channel``.
+
+The server's catalogue is read; nothing is notified on the channel.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,11 @@ Ask: TypeAlias = Callable[[str], list[tuple[Any, ...]]]
 
 
 def _ident(column: str) -> str:
-    """A name as an SQL identifier, in quotes where it needs them."""
+    """SQL that quotes the name in *column* where it needs quotes."""
     return f"pg_catalog.quote_ident({column}::pg_catalog.text)"
 
 
-#: Of sessions in this database: what they did last.
+#: The last statement of each session in this database.
 LISTENERS = (
     "SELECT pid, application_name, query, "
     f"pg_catalog.starts_with(query, '{ROUND_TRIP_BEGINS}'::pg_catalog.text) "
@@ -44,7 +46,7 @@ FUNCTIONS = (
     "ORDER BY n.nspname, p.proname"
 )
 
-# Without the copies that partitions have of their table's.
+# Without the copies that partitions inherit from their table.
 TRIGGERS = (
     f"SELECT t.tgfoid, {_ident('t.tgname')}, {_ident('n.nspname')}, {_ident('c.relname')}, "
     "t.tgenabled::pg_catalog.text, "
@@ -66,7 +68,7 @@ RULES = (
     "ORDER BY n.nspname, c.relname, r.rulename"
 )
 
-#: How a trigger or a rule says that it does not fire in ordinary sessions.
+#: Why a trigger or a rule does not fire in ordinary sessions, by its state in the catalogue.
 ASLEEP = {"D": "disabled", "R": "for replicas only"}
 
 _IDENTIFIER = r'"(?:[^"]|"")+"|[A-Za-z_\x80-\U0010ffff][\w$]*'
@@ -81,7 +83,7 @@ _PG_NOTIFY = re.compile(
 
 @dataclass(frozen=True)
 class Notifier:
-    """A function, trigger or rule."""
+    """A function, trigger or rule that notifies."""
 
     what: str
     names: frozenset[str]
@@ -89,15 +91,15 @@ class Notifier:
     computes: bool = False
     """Whether it also notifies channels whose name it computes."""
     asleep: str | None = None
-    """Why it does not fire, None when it does."""
+    """Why it does not fire; None if it does."""
     remedy: str | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
 
 def channel_findings(ask: Ask, channels: Sequence[str]) -> Iterator[Finding]:
-    """What is known of each of *channels*.
+    """Yield what is known about each of *channels*.
 
-    :param ask: gives the rows of a statement.
+    :param ask: returns the rows of a statement.
     """
     sessions = [
         (pid, application, listened(query), is_reactor)
@@ -106,8 +108,8 @@ def channel_findings(ask: Ask, channels: Sequence[str]) -> Iterator[Finding]:
     notifiers = [*functions_and_triggers(ask), *rules(ask)]
     for channel in channels:
         text = (
-            f"{channel}: nothing was notified on it, as its listeners would take that for real; "
-            "delivery was tried on a channel of our own"
+            f"{channel}: not notified, as its listeners would act on it; delivery was tested on "
+            "a separate channel"
         )
         yield Finding("channel", "ok", text, facts={"channel": channel})
         yield listeners(channel, sessions)
@@ -115,7 +117,7 @@ def channel_findings(ask: Ask, channels: Sequence[str]) -> Iterator[Finding]:
         yield from similar(channel, sessions, notifiers)
 
 
-# -- what a text names ---------------------------------------------------------------------------
+# -- channels in SQL -----------------------------------------------------------------------------
 
 
 def identified(token: str) -> str:
@@ -126,7 +128,7 @@ def identified(token: str) -> str:
 
 
 def listened(query: str) -> frozenset[str]:
-    """The channels that a session listens to which has just run *query*."""
+    """The channels that a session listens to after *query*, as far as it shows."""
     names: set[str] = set()
     for unlisten, token in _LISTEN.findall(query):
         if not unlisten:
@@ -139,7 +141,7 @@ def listened(query: str) -> frozenset[str]:
 
 
 def notified(source: str) -> tuple[frozenset[str], bool]:
-    """The channels that an SQL text notifies by name, and whether it computes others."""
+    """The channels that *source* notifies by name, and whether it computes other names."""
     source = _COMMENT.sub(lambda found: found[1] or " ", source)
     literals = [found[1] for found in _PG_NOTIFY.finditer(source)]
     tokens = [found[1] for found in _NOTIFY.finditer(source)]
@@ -148,11 +150,11 @@ def notified(source: str) -> tuple[frozenset[str], bool]:
     return frozenset(names), None in (*literals, *tokens)
 
 
-# -- what the catalogue knows --------------------------------------------------------------------
+# -- the catalogue -------------------------------------------------------------------------------
 
 
 def functions_and_triggers(ask: Ask) -> Iterator[Notifier]:
-    """Those that notify anything; a function only where no trigger calls it."""
+    """Yield triggers that notify, and functions that notify and that no trigger calls."""
     triggers = ask(TRIGGERS)
     for oid, schema, name, arguments, source in ask(FUNCTIONS):
         names, computes = notified(source)
@@ -186,7 +188,7 @@ def functions_and_triggers(ask: Ask) -> Iterator[Notifier]:
 
 
 def rules(ask: Ask) -> Iterator[Notifier]:
-    """Those that notify anything."""
+    """Yield rules that notify."""
     for name, schema, table, enabled, definition in ask(RULES):
         names, computes = notified(definition)
         if names or computes:
@@ -202,11 +204,11 @@ def rules(ask: Ask) -> Iterator[Notifier]:
             )
 
 
-# -- what to say of it ---------------------------------------------------------------------------
+# -- findings ------------------------------------------------------------------------------------
 
 
 def listeners(channel: str, sessions: list[tuple[int, str, frozenset[str], bool]]) -> Finding:
-    """Who seems to listen."""
+    """Report which sessions seem to listen to *channel*."""
     known = [(pid, name or "no name") for pid, name, names, _ in sessions if channel in names]
     reactors = sum(1 for *_, is_reactor in sessions if is_reactor)
     facts = {
@@ -215,21 +217,21 @@ def listeners(channel: str, sessions: list[tuple[int, str, frozenset[str], bool]
         "reactors": reactors,
     }
     said = ", ".join(f"pid {pid} ({name})" for pid, name in known[:5])
-    text = f"{channel}: {len(known)} sessions have just said LISTEN"
-    text += f", {said}{', ...' if len(known) > 5 else ''}" if known else ""
+    text = f"{channel}: sessions whose last statement was LISTEN: {said or 'none'}"
+    text += ", ..." if len(known) > 5 else ""
     if reactors:
-        text += f"; {reactors} reactors listen, the server does not tell to what"
+        text += f"; reactors, whose channels the server does not show: {reactors}"
     if known or reactors:
         return Finding("listeners", "ok", text, facts=facts)
     advice = (
-        "the server tells the last statement of a session only: one that has run another since "
-        "its LISTEN is not found"
+        "the server shows only the last statement of a session, so a listener that has run "
+        "another one since is not found"
     )
     return Finding("listeners", "note", text, advice, facts)
 
 
 def notifying(channel: str, notifiers: list[Notifier]) -> Finding:
-    """What notifies it."""
+    """Report what notifies *channel*."""
     by_name = [one for one in notifiers if channel in one.names]
     asleep = [one for one in by_name if one.asleep]
     computing = [one for one in notifiers if one.computes and one not in by_name]
@@ -247,7 +249,7 @@ def notifying(channel: str, notifiers: list[Notifier]) -> Finding:
         return Finding("notifiers", "warning", text, advice, facts)
     if by_name:
         return Finding("notifiers", "ok", text, facts=facts)
-    advice = "a program may notify it; if a trigger is to, CREATE TRIGGER is missing here"
+    advice = "a program may notify it; if a trigger should, create it in this database"
     return Finding("notifiers", "note", text, advice, facts)
 
 
@@ -256,7 +258,7 @@ def similar(
     sessions: list[tuple[int, str, frozenset[str], bool]],
     notifiers: list[Notifier],
 ) -> Iterator[Finding]:
-    """Other names that may be meant to be this one."""
+    """Report other channel names that may be meant to be this one."""
     where: dict[str, list[str]] = {}
     for pid, _, names, _ in sessions:
         for name in names:
@@ -269,16 +271,16 @@ def similar(
         return
     told = "; ".join(f"{name!r} ({', '.join(places)})" for name, places in sorted(found.items()))
     advice = (
-        "these are other channels: pg_notify() and quoted names keep upper and lower case, blanks "
-        f"and quotes; unquoted names become lower case; {MAX_CHANNEL_BYTES} bytes count, of which "
-        "LISTEN and NOTIFY cut the rest and pg_notify() refuses it"
+        "these are different channels: pg_notify() and quoted names keep case, blanks and quotes; "
+        f"unquoted names become lower case; beyond {MAX_CHANNEL_BYTES} bytes LISTEN and NOTIFY "
+        "truncate a name, and pg_notify() rejects it"
     )
     facts = {"channel": channel, "similar": found}
     yield Finding("names", "warning", f"{channel}: there is also {told}", advice, facts)
 
 
 def confusable(name: str, channel: str) -> bool:
-    """Whether two names differ in case, blanks or quotes only, or behind what counts."""
+    """Whether two names differ only in case, blanks or quotes, or beyond the length limit."""
     if name == channel:
         return False
     cut = (text.encode()[:MAX_CHANNEL_BYTES].decode(errors="ignore") for text in (name, channel))

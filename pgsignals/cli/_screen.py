@@ -1,7 +1,7 @@
-"""What ``pgsignals top`` draws, and the terminal that it draws on.
+"""The screen of ``pgsignals top``: how it is drawn, and the terminal itself.
 
-The terminal is restored however the command ends: every frame is one write, and leaving is another,
-which comes last.
+The terminal is restored however the command ends: each frame is one write, and the last write
+restores it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pgsignals.cli._watch import Picture, Row, Watch
 from pgsignals.cli.terminal import escape, write
 from pgsignals.reactor import Reactor
 
-# The alternate screen, without a cursor; and back.
+# Switch to the alternate screen and hide the cursor; and back.
 ENTER, LEAVE = "\x1b[?1049h\x1b[?25l\x1b[H\x1b[2J", "\x1b[0m\x1b[?25h\x1b[?1049l"
 
 STYLES = {"listening": "green", "connecting": "yellow", "lost": "bold red", "stopped": "red"}
@@ -40,15 +40,15 @@ ASCII_SPARKS = " .:-=+*#@"
 SEQUENCE = re.compile(r"\x1b(?:\[[\d;]*[A-Za-z~]|O.)")
 KEYS = "p pause   f filter   s sort   ? keys   q quit"
 HELP = (
-    "p, space   pause: the picture stands still, counting goes on",
-    "f, /       show only channels whose name contains what you type",
-    "           Enter ends it, Esc takes it back",
-    "s          sort: as given, per second, total, by name",
-    "?          show or hide these lines",
+    "p, space   pause the display; counting continues",
+    "f, /       filter channels by name",
+    "           Enter keeps the filter, Esc clears it",
+    "s          change the order: as given, per second, total, name",
+    "?          show or hide this help",
     "q          quit",
 )
 
-#: What s sorts by, in turn.
+#: Orders of the channels, in the sequence in which the key s selects them.
 ORDERS: dict[str, Callable[[Row], Any] | None] = {
     "": None,  # as given
     "per second": lambda row: -row.rates[-1],
@@ -59,11 +59,11 @@ ORDERS: dict[str, Callable[[Row], Any] | None] = {
 #: Columns of a sparkline, and lines of events.
 SPARKLINE, EVENTS = 20, 3
 
-#: Below so many columns headings and sparklines are shorter, and below half of it there are no
-#: sparklines.
+#: Columns below which headings and sparklines are shorter; below half of it, sparklines are left
+#: out.
 NARROW = 96
 
-#: What the name of a database may have at least.
+#: Columns that the name of a database gets at least.
 NAME = 20
 
 #: Columns between two columns of a table.
@@ -74,10 +74,10 @@ GAP = 2
 class View:
     """What the user has chosen to see.
 
-    :param heading: shown in the first line.
+    :param heading: the first line.
     :param word: only channels whose name contains it are shown.
     :param order: a key of :data:`ORDERS`.
-    :param keys: whether to explain them.
+    :param keys: whether to show the help on keys.
     """
 
     heading: str = ""
@@ -90,9 +90,9 @@ class View:
 
 
 def drawn(picture: Picture, width: int, height: int, view: View, *, ascii: bool) -> Group:
-    """The picture, in the given number of columns and lines.
+    """Lay out *picture* in *width* columns and *height* lines.
 
-    :param ascii: use no other characters of our own.
+    :param ascii: draw with ASCII characters only.
     """
     rows = [row for row in picture.rows if view.word.lower() in row.channel.lower()]
     if (order := ORDERS[view.order]) is not None:
@@ -120,7 +120,7 @@ def drawn(picture: Picture, width: int, height: int, view: View, *, ascii: bool)
 
 
 def databases_table(databases: tuple[DatabaseStatus, ...], width: int) -> Table:
-    """A line for each database: its name and state, and what else there is room for."""
+    """A line for each database: its name, its state, and as much else as fits."""
     columns = {
         "STATE": [Text(one.state, style=STYLES[one.state]) for one in databases],
         "PROBE": [milliseconds(one.probe_seconds) for one in databases],
@@ -193,27 +193,27 @@ def a_table() -> Table:
 
 
 def width_of(heading: str, cells: list[Text]) -> int:
-    """Of a column that shows all of it."""
+    """The width that a column needs to show *cells* in full."""
     return max(map(cell_len, (heading, *(cell.plain for cell in cells))))
 
 
 def milliseconds(seconds: float | None) -> Text:
-    """For a cell."""
+    """Format *seconds* for a cell."""
     return Text("-" if seconds is None else f"{1000 * seconds:.1f} ms")
 
 
 def percent(share: float | None) -> Text:
-    """For a cell."""
+    """Format *share* for a cell."""
     return Text("-" if share is None else f"{100 * share:.2g} %")
 
 
 def sparkline(rates: list[float], sparks: str, width: int) -> str:
-    """The rates as so many characters, the latest at the right."""
+    """Draw *rates* in *width* characters, the latest at the right."""
     most = max(rates)
     if not most:
         return ""
     steps = len(sparks) - 1
-    # What is above zero is seen, however small it is.
+    # Any rate above zero is visible, however small.
     heights = (-(-rate * steps // most) if rate else 0 for rate in rates)
     return "".join(sparks[int(height)] for height in heights).rjust(width)
 
@@ -222,7 +222,7 @@ def sparkline(rates: list[float], sparks: str, width: int) -> str:
 
 
 class Terminal:
-    """Standard output as a screen, and standard input as keys, where it is a terminal, too."""
+    """Standard output as a screen, and standard input as a keyboard if it is a terminal."""
 
     def __init__(self) -> None:
         self._entered = False
@@ -231,15 +231,15 @@ class Terminal:
         self.ascii = encoding != "utf8"
 
     def enter(self) -> None:
-        """Take the screen and the keys."""
+        """Take over the screen and the keyboard."""
         if sys.stdin is not None and sys.stdin.isatty():
             self._modes = termios.tcgetattr(sys.stdin)
-            tty.setcbreak(sys.stdin)  # no Enter is needed; Ctrl-C and Ctrl-Z stay what they are
+            tty.setcbreak(sys.stdin)  # keys without Enter; Ctrl-C and Ctrl-Z still work
         self._entered = True
         write(sys.stdout, ENTER)
 
     def leave(self) -> None:
-        """Restore both, if the terminal is still there."""
+        """Restore both, if the terminal still exists."""
         with contextlib.suppress(OSError):
             if self._entered:
                 self._entered = False
@@ -256,7 +256,7 @@ class Terminal:
         return size.columns or 80, size.lines or 24  # a terminal of unknown size reports 0
 
     def draw(self, what: RenderableType) -> None:
-        """Show it, from the first line on."""
+        """Draw *what* from the first line on."""
         columns, height = self.size
         console = Console(
             file=io.StringIO(),
@@ -276,7 +276,7 @@ class Terminal:
         return self._modes is not None
 
     def keys(self) -> str:
-        """What has been typed; ``""`` when the terminal is gone."""
+        """Read what was typed; ``""`` if the terminal is gone."""
         try:
             return os.read(sys.stdin.fileno(), 1024).decode(errors="ignore")
         except OSError:
@@ -284,14 +284,14 @@ class Terminal:
 
 
 class Keyboard:
-    """What the keys that were pressed so far mean."""
+    """The state that the keys pressed so far have led to."""
 
     def __init__(self) -> None:
         self.quit = self.paused = self.typing = self.helping = False
         self.word = self.order = ""
 
     def press(self, typed: str) -> None:
-        """Act on a key.  Keys that send a sequence, such as arrows, are ignored."""
+        """Handle the keys in *typed*, ignoring those that send a sequence, such as arrows."""
         for key in SEQUENCE.sub("", typed):
             if self.typing:
                 self._type(key)
@@ -319,7 +319,7 @@ class Keyboard:
 
     @property
     def heading(self) -> str:
-        """What of it is shown."""
+        """The part of the state that the first line shows."""
         shown = ["PAUSED"] if self.paused else []
         if self.order:
             shown.append(f"by {self.order}")
@@ -331,8 +331,8 @@ class Keyboard:
 
 
 @contextlib.contextmanager
-def told_by_signals(waker: Waker) -> Iterator[list[int]]:
-    """In this block a new size of the window, and Ctrl-Z, wake; the list tells which came."""
+def woken_by_signals(waker: Waker) -> Iterator[list[int]]:
+    """Wake on a resized window and on Ctrl-Z; the list holds the OS signals that came."""
     came: list[int] = []
 
     def note(number: int, _: object) -> None:
@@ -349,9 +349,9 @@ def told_by_signals(waker: Waker) -> Iterator[list[int]]:
 
 
 def show(watch: Watch, reactor: Reactor, interval: float, until: float) -> None:
-    """Draw until q is pressed, the time is over, or the reactor has ended."""
+    """Draw until q is pressed, the time is up, or the reactor has stopped."""
     terminal, keyboard = Terminal(), Keyboard()
-    with contextlib.closing(Waker()) as waker, told_by_signals(waker) as came:
+    with contextlib.closing(Waker()) as waker, woken_by_signals(waker) as came:
         try:
             terminal.enter()
             poll = select.poll()
@@ -384,7 +384,7 @@ def show(watch: Watch, reactor: Reactor, interval: float, until: float) -> None:
 
 
 def suspend(terminal: Terminal) -> None:
-    """Stop as Ctrl-Z asks, and go on when the shell says so."""
+    """Stop the process on Ctrl-Z, and continue when the shell resumes it."""
     terminal.leave()
     os.kill(os.getpid(), signal.SIGSTOP)
     terminal.enter()

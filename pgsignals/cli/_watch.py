@@ -1,4 +1,4 @@
-"""What ``pgsignals top`` counts."""
+"""What ``pgsignals top`` counts, between the reactor and the screen."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pgsignals.database import Database
 from pgsignals.errors import ConnectionLostError
 from pgsignals.reactor import Reactor
 
-#: Intervals that a sparkline shows.
+#: Intervals that a sparkline can show.
 REMEMBERED = 60
 
-#: Events that are kept to be shown.
+#: Events to keep.
 EVENTS = 50
 
 
@@ -31,15 +31,15 @@ class Row:
     channel: str
     total: int = 0
     payload: str | None = None
-    """The last one, None before the first."""
+    """The last one; None before the first."""
     fresh: int = 0
     rates: deque[float] = field(default_factory=lambda: deque([0.0], maxlen=REMEMBERED))
-    """Notifications per second in the last intervals."""
+    """Notifications per second in the last intervals, the latest last."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """All that there is to show at one moment."""
+    """A snapshot of everything that can be shown."""
 
     at: datetime
     rows: tuple[Row, ...]
@@ -48,7 +48,7 @@ class Picture:
 
 
 class Watch:
-    """Counts what a reactor receives, on its worker."""
+    """Counts what a reactor receives; called on its worker."""
 
     def __init__(self, reactor: Reactor, channels: Sequence[str]) -> None:
         self._reactor = reactor
@@ -73,16 +73,16 @@ class Watch:
                 row.payload = notification.payload
 
     def _connected(self, db: Database, *, resumed: bool) -> None:
-        self._tell(f"listening {'again ' if resumed else ''}on {db.name}")
+        self._note(f"listening {'again ' if resumed else ''}on {db.name}")
 
     def _lost(self, _: Database, *, reason: str, error: ConnectionLostError) -> None:
-        self._tell(f"lost ({reason}): {error}")
+        self._note(f"lost ({reason}): {error}")
 
     def _gap(self, db: Database, *, gap: Gap) -> None:
         since, until = (f"{at.astimezone():%H:%M:%S}" for at in (gap.since, gap.until))
-        self._tell(f"gap ({gap.reason}) on {db.name}, {since} to {until}")
+        self._note(f"gap ({gap.reason}) on {db.name}, {since} to {until}")
 
-    def _tell(self, text: str) -> None:
+    def _note(self, text: str) -> None:
         self._events.append(f"{datetime.now().astimezone():%H:%M:%S}  {text}")
 
     def turn(self) -> None:
@@ -95,7 +95,7 @@ class Watch:
                 row.fresh = 0
 
     def picture(self) -> Picture:
-        """What there is to show now; later counts do not change it."""
+        """Take a snapshot; later counts do not change it."""
         with self._lock:
             rows = tuple(
                 dataclasses.replace(row, rates=row.rates.copy()) for row in self._rows.values()

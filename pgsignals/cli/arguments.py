@@ -1,4 +1,4 @@
-"""The command line as argparse knows it: what the commands have in common."""
+"""What the commands' argument parsers have in common: options, types of values, errors."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from pgsignals._pure.names import check_channel
 from pgsignals.cli.terminal import say
 from pgsignals.errors import ChannelNameError, ConnectError
 
-#: Status of a command that failed, and of one that was not understood.
+#: Exit status after a failure, and after a usage error.
 FAILED, MISUSED = 1, 2
 
-#: How long, in seconds, we wait at our end for a reader of our output that has stopped reading.
+#: Grace period at exit, in seconds, for a stalled reader of our output.
 PATIENCE = 1.0
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+|inf|nan)(e\d+)?")
@@ -28,33 +28,33 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+|inf|nan)(e\d+)?")
 _CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)", re.DOTALL)
 
 WHERE = """\
-The database: --dsn, else the environment variable DATABASE_URL, else libpq's own defaults (PGHOST,
-PGSERVICE, PGPASSFILE, ...). A password in --dsn can be seen by everyone on this machine.
+The database is --dsn, or the environment variable DATABASE_URL, or libpq's own variables and
+defaults (PGHOST, PGSERVICE, PGPASSFILE, ...). Any user of this machine can see a password in --dsn.
 """
 
 NOT_SET = (
     "neither --dsn nor DATABASE_URL is set, so libpq's own variables (PGHOST, ...) and defaults "
-    "count"
+    "apply"
 )
 
-NAME = "its name, in which upper and lower case differ"
+NAME = "channel name, case-sensitive"
 
 
 class Parser(argparse.ArgumentParser):
-    """Complains in one line, and suggests what may have been meant."""
+    """Reports errors in one line, and suggests a correction."""
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
-        self.lonely: dict[str, str] = {}
-        """Options that may stand without a number behind them, with the value that they have then:
-        argparse would take the next word for it."""
+        self.bare: dict[str, str] = {}
+        """Options whose number may be left out, with the number used then: argparse would take the
+        next word for it."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """See :class:`argparse.ArgumentParser`."""
+        """Give :attr:`bare` options their number, then parse as argparse does."""
         words = list(sys.argv[1:] if args is None else args)
         for at, word in enumerate(words):
-            if word in self.lonely and not _NUMBER.fullmatch("".join(words[at + 1 : at + 2])):
-                words[at] = f"{word}={self.lonely[word]}"
+            if word in self.bare and not _NUMBER.fullmatch("".join(words[at + 1 : at + 2])):
+                words[at] = f"{word}={self.bare[word]}"
         return super().parse_known_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
@@ -67,7 +67,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class Version(argparse.Action):
-    """Looks the version up only when it is asked for."""
+    """Prints the version, which is looked up only then."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         print("pgsignals", metadata.version("pgsignals-reactor"))
@@ -83,9 +83,9 @@ def add_command(
 ) -> Parser:
     """Add a command.
 
-    :param short: for the list of commands.
+    :param short: its line in the list of commands.
     :param about: what its ``--help`` says before the options, with examples.
-    :param after: and after them.
+    :param after: what it says after them.
     :param run: returns the exit status.
     """
     parser = commands.add_parser(
@@ -105,20 +105,20 @@ def add_command(
 
 def add_dsn(parser: Parser) -> None:
     """Add ``--dsn``."""
-    parser.add_argument("--dsn", help="a connection string or URI")
+    parser.add_argument("--dsn", help="connection string or URI")
 
 
 def add_dsns(parser: Parser) -> None:
-    """Add ``--dsn``, for several databases."""
+    """Add ``--dsn``, which may be repeated."""
     parser.add_argument(
         "--dsn",
         action="append",
-        help="a connection string or URI; again for each further database",
+        help="connection string or URI; repeat it for several databases",
     )
 
 
 def add_probes(parser: Parser, interval: float = 10.0) -> None:
-    """Add what decides how soon silence is noticed.
+    """Add the options that decide how soon a silent server is noticed.
 
     :param interval: the default, in seconds.
     """
@@ -127,24 +127,24 @@ def add_probes(parser: Parser, interval: float = 10.0) -> None:
         metavar="S",
         type=duration,
         default=interval,
-        help=f"seconds between two proofs that a database is heard, {interval:g} by default",
+        help=f"seconds between two probes of the connection, {interval:g} by default",
     )
     parser.add_argument(
         "--probe-timeout",
         metavar="S",
         type=duration,
         default=5.0,
-        help="seconds a server has to answer, 5 by default",
+        help="seconds to wait for the server's answer, 5 by default",
     )
 
 
 def defaults_alone(args: argparse.Namespace) -> bool:
-    """Whether nothing says where the database is, so that libpq's own defaults do."""
+    """Whether neither ``--dsn`` nor ``DATABASE_URL`` says where the database is."""
     return getattr(args, "dsn", "") is None and not os.environ.get("DATABASE_URL")
 
 
-def told_of(error: Exception, args: argparse.Namespace) -> str:
-    """What to say of an error, in one line."""
+def message_for(error: Exception, args: argparse.Namespace) -> str:
+    """The message for *error*, in one line."""
     text = " ".join(str(error).split())
     if isinstance(error, ConnectError) and defaults_alone(args):
         text += f"; {NOT_SET}"
@@ -158,16 +158,16 @@ def database_of(args: argparse.Namespace) -> str:
 
 
 def databases_of(args: argparse.Namespace) -> list[str]:
-    """The connection strings, one at least."""
+    """The connection strings, at least one."""
     dsns: list[str] | None = args.dsn
     return dsns or [os.environ.get("DATABASE_URL", "")]
 
 
-# -- what argparse calls to read a word ----------------------------------------------------------
+# -- types of arguments --------------------------------------------------------------------------
 
 
 def channel_name(text: str) -> str:
-    """The name of a channel."""
+    """Check the name of a channel."""
     try:
         return check_channel(text)
     except ChannelNameError as error:
@@ -175,23 +175,23 @@ def channel_name(text: str) -> str:
 
 
 def count(text: str) -> int:
-    """A whole number above 0."""
+    """Parse a positive integer."""
     with contextlib.suppress(ValueError):
         if (value := int(text)) > 0:
             return value
-    raise argparse.ArgumentTypeError(f"{text!r} must be a whole number above 0")
+    raise argparse.ArgumentTypeError(f"must be a positive integer, not {text!r}")
 
 
 def seconds(text: str) -> float:
-    """A number of seconds."""
+    """Parse a number of seconds, which may be 0 or ``inf``."""
     with contextlib.suppress(ValueError):
         if (value := float(text)) >= 0:
             return value
-    raise argparse.ArgumentTypeError(f"{text!r} must be a number of seconds")
+    raise argparse.ArgumentTypeError(f"must be a number of seconds, not {text!r}")
 
 
 def duration(text: str) -> float:
-    """A finite number of seconds above 0."""
+    """Parse a finite number of seconds above 0."""
     if 0 < (value := seconds(text)) < math.inf:
         return value
-    raise argparse.ArgumentTypeError(f"{text!r} must be a number of seconds above 0")
+    raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, not {text!r}")

@@ -1,4 +1,4 @@
-"""``pgsignals bench``: how fast notifications are on the user's server and network."""
+"""``pgsignals bench``: measure notifications on the user's server and network."""
 
 from __future__ import annotations
 
@@ -30,42 +30,42 @@ from pgsignals.errors import Error
 from pgsignals.reactor import Reactor
 
 ABOUT = """\
-Measure notifications from this machine to the database and back: how long one takes from NOTIFY to
-a handler, and how many arrive in a second.
+Measure notifications from this machine to the database and back: the latency from NOTIFY to a
+handler, and the throughput per second.
 
   pgsignals bench
   pgsignals bench --dsn postgresql://app@localhost/shop --seconds 30
   pgsignals bench --size 2000              payloads of 2,000 bytes
   pgsignals bench --json | jq .latency.p99
 
-It notifies on a channel of its own, so that no handler hears it; but every listening session of the
-database is woken up, and the server works as hard as it can while throughput is measured.
+It uses its own channel, so your handlers are not called; but every listening session of the
+database is woken up, and the server is under full load while throughput is measured.
 """
 
 ABOUT_STATUS = f"""\
 {WHERE}
-Exit status: 0 measured; 1 when no connection could be made, or notifications were lost meanwhile;
-2 not understood.
+Exit status: 0 measured; 1 if no connection could be made, or notifications were lost meanwhile;
+2 usage error.
 """
 
 #: The longest run, in seconds.
 LONGEST = 60.0
 
-#: Notifications of one transaction, where many are sent at once.
+#: Notifications per transaction in the second measurement of throughput.
 BATCH = 100
 
-#: Notifications that may be under way: below what a reactor keeps, so that none is dropped.
+#: Notifications in flight: fewer than a reactor's backlog holds, so that none is dropped.
 WINDOW = 20_000
 
-#: Seconds for what was sent to arrive.
+#: Seconds to wait for notifications to arrive.
 PATIENCE = 10.0
 
-#: Bytes: the longest payload, and the shortest that still has room for numbers.
+#: Bytes of the longest payload, and of the shortest with room for a number.
 LARGEST, SMALLEST = 7999, 20
 
 
 def add(commands: Commands) -> None:
-    """Add the command."""
+    """Define ``pgsignals bench`` and its options."""
     parser = add_command(
         commands, "bench", "measure latency and throughput", ABOUT, ABOUT_STATUS, bench
     )
@@ -75,21 +75,21 @@ def add(commands: Commands) -> None:
         metavar="S",
         type=run_time,
         default=10.0,
-        help=f"how long it takes, 10 by default, {LONGEST:g} at most",
+        help=f"duration, 10 by default, at most {LONGEST:g}",
     )
     parser.add_argument(
         "--size",
         metavar="BYTES",
         type=payload_size,
         default=100,
-        help="of a payload, 100 by default",
+        help="size of a payload, 100 by default",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 @dataclass(frozen=True)
 class Latency:
-    """From before NOTIFY to the handler, one at a time; times in seconds."""
+    """Seconds from before NOTIFY to the handler, one notification at a time."""
 
     count: int
     min: float
@@ -98,7 +98,7 @@ class Latency:
     p99: float
     max: float
     histogram: list[tuple[float, int]]
-    """How many took less than each number of seconds, and not less than the one before."""
+    """Upper bounds in seconds, each with how many were below it and not below the one before."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class FailedError(Error):
 
 
 def bench(args: argparse.Namespace) -> int:
-    """Run it.
+    """Measure, print the result, and return the exit status.
 
     :raises FailedError: notifications were lost meanwhile.
     """
@@ -149,7 +149,7 @@ def bench(args: argparse.Namespace) -> int:
 
 
 class Meter:
-    """Sends, and looks at the clock when it arrives."""
+    """Sends notifications, and notes when they arrive."""
 
     def __init__(self, channel: str, size: int) -> None:
         self.lost = False
@@ -160,21 +160,21 @@ class Meter:
         self._arrivals: queue.SimpleQueue[tuple[float, int]] = queue.SimpleQueue()
 
     def notified(self, _: Database, *, notifications: list[Notification]) -> None:
-        """Note some, on the reactor's worker."""
+        """Note the arrival of a batch; on the reactor's worker."""
         self._received += len(notifications)
         self._arrivals.put((time.perf_counter(), self._received))
 
     def gap(self, _: Database, *, gap: Gap) -> None:
-        """Note that some are missing."""
+        """Note that notifications were lost."""
         self.lost = True
 
     def _send(self, db: Database, count: int) -> None:
-        # Each different: what is equal in one transaction is delivered once.
+        # All different: PostgreSQL delivers duplicates within a transaction once.
         size = self._size
         db.notify(*[(self._channel, f"{next(self._numbers):<{size}}") for _ in range(count)])
 
     def _wait(self, count: int) -> float:
-        """Wait until *count* have arrived, and say when that was."""
+        """Wait until *count* have arrived, and return the time of that."""
         deadline = time.perf_counter() + PATIENCE
         while not self.lost:
             try:
@@ -190,7 +190,7 @@ class Meter:
         raise FailedError("the listening session was lost meanwhile, so the measurement is invalid")
 
     def latencies(self, db: Database, seconds: float) -> list[float]:
-        """One at a time; the first, for which all has to be opened, does not count."""
+        """Send one at a time; the first is left out, as it includes opening connections."""
         found: list[float] = []
         sent = 0
         deadline = time.perf_counter() + seconds
@@ -203,7 +203,7 @@ class Meter:
         return found[1:]
 
     def throughput(self, db: Database, seconds: float, size: int) -> Throughput:
-        """As many as go, *size* in a transaction."""
+        """Send as many as possible, *size* per transaction."""
         sent = 0
         begun = time.perf_counter()
         while time.perf_counter() < begun + seconds:
@@ -217,7 +217,7 @@ class Meter:
 
 
 def summary(seconds: list[float]) -> Latency:
-    """How *seconds* are distributed."""
+    """Summarize how *seconds* are distributed."""
     ordered = sorted(seconds)
     p50, p90, p99 = (ordered[int(len(ordered) * part)] for part in (0.50, 0.90, 0.99))
     edges = [edge for edge in steps() if ordered[0] < edge]
@@ -240,9 +240,9 @@ def steps() -> Iterator[float]:
 
 
 def lines(latency: Latency, throughput: list[Throughput]) -> Iterator[str]:
-    """What was measured, in words and bars."""
+    """Format the measurements."""
     yield ""
-    yield paint(BOLD, f"latency from NOTIFY to the handler, {latency.count:,} one at a time")
+    yield paint(BOLD, f"latency from NOTIFY to the handler, {latency.count:,} sent one at a time")
     for name in ("min", "p50", "p90", "p99", "max"):
         yield f"  {name}  {1000 * getattr(latency, name):10.3f} ms"
     yield ""
@@ -250,24 +250,24 @@ def lines(latency: Latency, throughput: list[Throughput]) -> Iterator[str]:
     for edge, number in latency.histogram:
         yield f"  < {1000 * edge:8.3g} ms {number:8,} {paint(CYAN, bar(number / most, 40))}"
     yield ""
-    yield paint(BOLD, "throughput, one connection, one transaction after the other")
+    yield paint(BOLD, "throughput, one connection, one transaction after another")
     for one in throughput:
         what = f"{one.per_transaction} per transaction"
         yield f"  {what:20}{one.per_second:10,.0f} notifications/s"
 
 
-# -- what argparse calls to read a word ----------------------------------------------------------
+# -- types of arguments --------------------------------------------------------------------------
 
 
 def run_time(text: str) -> float:
-    """Seconds, not too many."""
+    """Parse the duration of a run."""
     if (value := duration(text)) <= LONGEST:
         return value
-    raise argparse.ArgumentTypeError(f"{text!r} must be at most {LONGEST:g} seconds")
+    raise argparse.ArgumentTypeError(f"must be at most {LONGEST:g} seconds, not {text}")
 
 
 def payload_size(text: str) -> int:
-    """Bytes."""
+    """Parse the size of a payload."""
     if SMALLEST <= (value := count(text)) <= LARGEST:
         return value
-    raise argparse.ArgumentTypeError(f"{text!r} must be between {SMALLEST} and {LARGEST} bytes")
+    raise argparse.ArgumentTypeError(f"must be between {SMALLEST} and {LARGEST} bytes, not {text}")

@@ -1,4 +1,4 @@
-"""``pgsignals completion``: what a shell has to know, taken from the command line itself."""
+"""``pgsignals completion``: scripts for shells, generated from the command line itself."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import NamedTuple
 from pgsignals.cli.arguments import Commands, Parser, add_command
 
 ABOUT = """\
-Print a script that teaches a shell to complete commands and options.
+Print a script that completes commands and options in a shell.
 
   bash, in ~/.bashrc:                 source <(pgsignals completion bash)
   zsh, in ~/.zshrc after compinit:    source <(pgsignals completion zsh)
@@ -26,8 +26,8 @@ class Option(NamedTuple):
 
     names: tuple[str, ...]
     help: str
-    value: str  # what its value is called, "" when it takes none
-    choices: tuple[str, ...]  # the values that there are, none when anything goes
+    value: str  # the name of its value; "" if it takes none
+    choices: tuple[str, ...]  # its possible values; empty if any value will do
 
 
 class Command(NamedTuple):
@@ -40,24 +40,24 @@ class Command(NamedTuple):
 
 
 def add(commands: Commands, top_level: Parser) -> None:
-    """Add the command.
+    """Define ``pgsignals completion`` and its options.
 
-    :param top_level: whose commands and options a shell is to complete.
+    :param top_level: the parser whose commands and options are completed.
     """
     run = functools.partial(completion, top_level)
-    parser = add_command(commands, "completion", "teach a shell to complete", ABOUT, "", run)
+    parser = add_command(commands, "completion", "set up completion in a shell", ABOUT, "", run)
     parser.add_argument("shell", metavar="SHELL", choices=SCRIPTS, help=", ".join(SCRIPTS))
 
 
 def completion(top_level: Parser, args: argparse.Namespace) -> int:
-    """Run it."""
+    """Print the script, and return the exit status."""
     print("\n".join(SCRIPTS[args.shell](commands_of(top_level))))
     return 0
 
 
-# argparse has no public way to ask a parser for what it knows.
+# argparse has no public way to list what a parser accepts.
 def commands_of(top_level: Parser) -> list[Command]:
-    """The top level, whose name is ``""``, and each command."""
+    """The top level, named ``""``, and each command."""
     found = [Command("", "", options_of(top_level), ())]
     for action in top_level._actions:
         if isinstance(action, argparse._SubParsersAction):
@@ -86,7 +86,7 @@ def options_of(parser: argparse.ArgumentParser) -> tuple[Option, ...]:
 
 
 def arguments_of(parser: argparse.ArgumentParser) -> tuple[str, ...]:
-    """The values that its arguments may have."""
+    """The possible values of its arguments."""
     return tuple(
         choice
         for action in parser._actions
@@ -155,7 +155,7 @@ def zsh(commands: list[Command]) -> Iterator[str]:
 
 
 def zsh_specs(option: Option) -> Iterator[str]:
-    """What ``_arguments`` wants to know of an option; each may be given again."""
+    """The specs of an option for ``_arguments``; each option may be repeated."""
     text = "".join("\\" + c if c in "[]:\\" else c for c in option.help)
     for name in option.names:
         value = f":{option.value}:({' '.join(option.choices)})" if option.value else ""

@@ -1,4 +1,4 @@
-"""``pgsignals demo``: a guided run of the whole library, on a server of its own."""
+"""``pgsignals demo``: a guided run of the whole library, on a throwaway server."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import argparse
 from pgsignals.cli.arguments import Commands, add_command, duration
 
 ABOUT = """\
-Watch a small shop: a second process sells, and every sale is notified to handlers here, which keep
-a cache of the stock right. Half way the listening session is killed. At the end the cache is
-compared with the tables.
+Watch a small shop: a second process makes sales, and handlers in this one keep a cache of the stock
+correct. Halfway through, the listening session is killed. At the end the cache is compared with the
+tables.
 
   pgsignals demo
   pgsignals demo --seconds 60
@@ -17,22 +17,24 @@ compared with the tables.
   NO_COLOR=1 pgsignals demo                no colours
   pgsignals demo | cat                     plain lines, as in a log
 
-It starts a PostgreSQL server of its own, whatever DATABASE_URL says, and removes it afterwards.
-With --dsn it uses that database, in a schema of its own that it drops.
+It starts a throwaway PostgreSQL server, ignoring DATABASE_URL, and removes it afterwards.
+With --dsn it uses that database instead, in a schema that it creates and drops.
 
-Exit status: 0 only when everything was as it should be.
+Exit status: 0 only if every check passed.
 """
 
 
 def add(commands: Commands) -> None:
-    """Add the command."""
+    """Define ``pgsignals demo`` and its options."""
     parser = add_command(commands, "demo", "see it work", ABOUT, "", demo)
-    parser.add_argument("--seconds", metavar="S", type=duration, default=10.0, help="10 by default")
-    parser.add_argument("--dsn", help="a database to use instead of a server of its own")
+    parser.add_argument(
+        "--seconds", metavar="S", type=duration, default=10.0, help="how long, 10 by default"
+    )
+    parser.add_argument("--dsn", help="use this database instead of a throwaway server")
 
 
 def demo(args: argparse.Namespace) -> int:
-    """Run it."""
+    """Run the demo, and return the exit status."""
     from pgsignals.demo import run
 
     return run(args.seconds, args.dsn)

@@ -1,4 +1,4 @@
-"""``pgsignals doctor``: how it looks to its user.  What it looks at is in ``_checks``."""
+"""``pgsignals doctor``: its options and its output.  The checks are in ``_checks``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from pgsignals.cli.terminal import CYAN, DIM, GREEN, RED, YELLOW, escape, is_ter
 from pgsignals.database import Database
 
 ABOUT = """\
-Connect, look at everything that LISTEN/NOTIFY depends on, and say for each what to change.
+Connect, check everything that LISTEN/NOTIFY depends on, and say what to change.
 
   pgsignals doctor
   pgsignals doctor --dsn postgresql://app@localhost/shop
@@ -36,19 +36,19 @@ Connect, look at everything that LISTEN/NOTIFY depends on, and say for each what
   pgsignals doctor --channel orders        who listens to it, and what notifies it
   pgsignals doctor --timeout 2 || echo "notifications do not get through"
 
-It asks with sessions of its own, on a channel of its own, and changes nothing. On a channel that
---channel names it notifies nothing, as listeners would take that for real. What it says:
+It uses its own sessions and its own channel, and changes nothing. It never notifies a channel that
+--channel names, as listeners would act on that. Outcomes:
 
-  ok        as it should be
+  ok        nothing to do
   note      good to know
-  warning   works now, and may not always
+  warning   works now, but may fail later
   FAILED    notifications do not get through, or soon will not
-  skipped   could not be looked at, because of what failed before
+  skipped   could not be checked, because an earlier check failed
 """
 
 ABOUT_STATUS = f"""\
 {WHERE}
-Exit status: 0 when nothing failed, warnings or not; 1 when something did; 2 not understood.
+Exit status: 0 if no check failed, even with warnings; 1 if one did; 2 usage error.
 """
 
 COLOURS: dict[Outcome, str] = {
@@ -59,12 +59,12 @@ COLOURS: dict[Outcome, str] = {
     "skipped": DIM,
 }
 
-#: Where the second and the third column begin.
+#: Columns at which the name and the text of a finding begin.
 NAME, TEXT = 11, 23
 
 
 def add(commands: Commands) -> None:
-    """Add the command."""
+    """Define ``pgsignals doctor`` and its options."""
     parser = add_command(
         commands, "doctor", "find out why nothing arrives", ABOUT, ABOUT_STATUS, doctor
     )
@@ -75,7 +75,7 @@ def add(commands: Commands) -> None:
         action="append",
         type=channel_name,
         default=[],
-        help="look who listens to it, and what notifies it; again for each further channel",
+        help="find who listens to it and what notifies it; repeat it for several",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
@@ -83,12 +83,12 @@ def add(commands: Commands) -> None:
         metavar="S",
         type=duration,
         default=5.0,
-        help="seconds that the server has for each answer, 5 by default",
+        help="seconds to wait for each answer of the server, 5 by default",
     )
 
 
 def doctor(args: argparse.Namespace) -> int:
-    """Run it."""
+    """Examine the database, and return the exit status."""
     database = Database(database_of(args))
     name = database.name
     findings = []
@@ -110,12 +110,12 @@ def doctor(args: argparse.Namespace) -> int:
 
 
 def width() -> int | None:
-    """Of the terminal; None for lines of any length."""
+    """Columns of the terminal; None where lines may have any length."""
     return shutil.get_terminal_size().columns if is_terminal(sys.stdout) else None
 
 
 def lines(finding: Finding, width: int | None) -> Iterator[str]:
-    """A finding in words, and below it what to do."""
+    """Format a finding, followed by its advice."""
     word = finding.outcome.upper() if finding.outcome == "failed" else finding.outcome
     head = (
         paint(COLOURS[finding.outcome], f"  {word:{NAME - 2}}") + f"{finding.check:{TEXT - NAME}}"
@@ -129,7 +129,7 @@ def lines(finding: Finding, width: int | None) -> Iterator[str]:
 
 
 def wrapped(text: str, width: int | None) -> list[str]:
-    """The lines of the third column."""
+    """Wrap *text* to the column of texts."""
     if width is None:
         return [text]
     return textwrap.wrap(text, max(20, width - TEXT), break_on_hyphens=False)

@@ -1,4 +1,4 @@
-"""What only some commands need, and not every installation has."""
+"""Optional packages, which only some commands need."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ class MissingExtraError(Error, ImportError):
 
 
 def require(module: str, what: str) -> None:
-    """Complain when *module* is not installed.
+    """Check that *module* is installed.
 
     :param what: the command or option that needs it.
-    :raises MissingExtraError: saying how to install it.
+    :raises MissingExtraError: it is not; the message says how to install it.
     """
     if importlib.util.find_spec(module) is None:
         raise MissingExtraError(

@@ -39,8 +39,8 @@ from pgsignals.errors import ConnectionLostError
 from pgsignals.reactor import Reactor
 
 ABOUT = """\
-Print a line for each notification: the channel, a tab, the payload. What could control a terminal
-is shown escaped, such as \\x1b; the exact text is in the objects of --json.
+Print a line for each notification: the channel, a tab, the payload. Control characters are escaped,
+such as \\x1b; --json prints the exact text.
 
   pgsignals listen orders
   pgsignals listen orders stock --json | jq -r .payload
@@ -50,44 +50,46 @@ is shown escaped, such as \\x1b; the exact text is in the objects of --json.
   pgsignals listen orders --exec 'python import_order.py'
   pgsignals listen orders --shell --exec 'echo "$PGSIGNALS_CHANNEL: $(cat)" >> orders.log'
 
-With several databases each line begins with the name of one, and a tab.
+With several databases each line begins with the name of its database and a tab.
 
---exec runs a command for each notification, instead of printing it: one at a time, in their order.
-Its standard input is the payload; PGSIGNALS_CHANNEL, PGSIGNALS_DATABASE (host, port and name) and
-PGSIGNALS_PID (the server process that notified) are in its environment. Payloads are untrusted: a
-shell sees one only with --shell, and only if the command itself expands it.
+--exec runs a command for each notification instead of printing it, one at a time and in order. It
+reads the payload from standard input, and finds PGSIGNALS_CHANNEL, PGSIGNALS_DATABASE (host, port
+and name) and PGSIGNALS_PID (the server process that notified) in its environment. Payloads are
+untrusted: a shell sees one only with --shell, and only if the command itself expands it.
 
-On standard error it says when it listens, when the session is lost, when it listens again, and for
-which time notifications may be missing (a gap). It goes on over restarts of the server.
+Standard error reports when it is listening, when the session is lost, when it is listening again,
+and the period in which notifications may be missing (a gap). It survives restarts of the server.
 """
 
 ABOUT_STATUS = f"""\
 {WHERE}
 Exit status: 0 after --count notifications, at the end of --timeout, or when the output is closed;
-1 when --timeout came before --count, when a command of --exec failed, or no connection could be
-made at the start; 130 after Ctrl-C, 143 after SIGTERM.
+1 if --timeout came before --count, a command of --exec failed, or the first connection failed;
+130 after Ctrl-C, 143 after SIGTERM.
 """
 
 
 def add(commands: Commands) -> None:
-    """Add the command."""
-    parser = add_command(commands, "listen", "print what is notified", ABOUT, ABOUT_STATUS, listen)
+    """Define ``pgsignals listen`` and its options."""
+    parser = add_command(commands, "listen", "print notifications", ABOUT, ABOUT_STATUS, listen)
     parser.add_argument("channels", metavar="CHANNEL", nargs="+", type=channel_name, help=NAME)
     add_dsns(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON, an object a line")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     parser.add_argument(
-        "--timestamps", action="store_true", help="print when each arrived, by this machine's clock"
+        "--timestamps",
+        action="store_true",
+        help="print the time of arrival, by this machine's clock",
     )
-    parser.add_argument("--count", metavar="N", type=count, help="end after N notifications")
+    parser.add_argument("--count", metavar="N", type=count, help="exit after N notifications")
     parser.add_argument(
-        "--timeout", metavar="S", type=seconds, help="end after S seconds of listening"
+        "--timeout", metavar="S", type=seconds, help="exit after S seconds of listening"
     )
-    parser.add_argument("--exec", metavar="COMMAND", help="run it for each notification")
-    parser.add_argument("--shell", action="store_true", help="run it by /bin/sh -c")
+    parser.add_argument("--exec", metavar="COMMAND", help="run this command for each notification")
+    parser.add_argument("--shell", action="store_true", help="run the command with /bin/sh -c")
 
 
 class Printer:
-    """Prints notifications, a line each."""
+    """Prints notifications, one per line."""
 
     def __init__(self, *, as_json: bool, timestamps: bool, names: bool) -> None:
         self._as_json = as_json
@@ -95,9 +97,9 @@ class Printer:
         self._names = names
 
     def handle(self, db: Database, notification: Notification) -> None:
-        """Print one.
+        """Print *notification*.
 
-        :raises OSError: it cannot be written.
+        :raises OSError: standard output cannot be written to.
         """
         put(
             sys.stdout,
@@ -108,7 +110,7 @@ class Printer:
         value: dict[str, object] = {"time": now()} if self._timestamps else {}
         if self._names:
             value["database"] = db.name
-        return json.dumps(value | notification._asdict())  # ASCII: it escapes by itself
+        return json.dumps(value | notification._asdict())  # ASCII, so nothing is left to escape
 
     def _line(self, db: Database, notification: Notification) -> str:
         channel, payload, _pid = notification
@@ -118,13 +120,13 @@ class Printer:
         return "\t".join([*words, paint(CYAN, escape(channel)), escape(payload)])
 
     def end(self) -> None:
-        """Nothing is left to do."""
+        """Do nothing: every line has been written."""
 
 
 class Runner:
     """Runs a command for each notification.
 
-    :param command: the words of it, or the text that a shell is to read.
+    :param command: its words, or text for a shell.
     """
 
     def __init__(self, command: str | list[str]) -> None:
@@ -134,7 +136,7 @@ class Runner:
         self._over = False
 
     def handle(self, db: Database, notification: Notification) -> None:
-        """Run it for one, and wait for its end.
+        """Run the command for *notification*, and wait until it has ended.
 
         :raises OSError: it cannot be started.
         """
@@ -150,7 +152,7 @@ class Runner:
             stdin=subprocess.PIPE,
             env=os.environ | told,
         )
-        if self._over:  # since before end() could know of the process
+        if self._over:  # end() was called before it could see the process
             process.terminate()
         process.communicate(payload.encode("utf-8", "surrogateescape"))
         if process.returncode:
@@ -158,29 +160,29 @@ class Runner:
             end = f"status {process.returncode}"
             if process.returncode < 0:
                 end = f"OS signal {-process.returncode}"
-            say(f"the command of --exec ended with {end} for a notification on {channel}")
+            say(f"the --exec command ended with {end} for a notification on {channel}")
 
     def end(self) -> None:
-        """End the command that runs, or is just being started, if any."""
+        """Terminate the command that is running or being started, if any."""
         self._over = True
         if (process := self._process) is not None:
             process.terminate()
 
 
 class Listener:
-    """One run of the command: what its reactor calls, on a worker, and how it ends."""
+    """One run of ``listen``: receives what the reactor reports, and decides when to exit."""
 
     def __init__(
         self, waker: Waker, channels: Sequence[str], what: Printer | Runner, *, count: int | None
     ) -> None:
-        self.status: int | None = None  # None: go on
+        self.status: int | None = None  # None while it runs
         self._channels = ", ".join(dict.fromkeys(channels))
         self._what = what
         self._left = count
         self._waker = waker
 
     def end(self, status: int) -> None:
-        """Handle no more, and have :meth:`wait` return."""
+        """Stop handling, and make :meth:`wait` return."""
         if self.status is None:
             self.status = status
             self._waker.wake()
@@ -197,12 +199,12 @@ class Listener:
                 if event & (select.POLLERR | select.POLLHUP):
                     self.end(0)
                 elif number != self._waker.fileno():
-                    poll.unregister(number)  # a kind of file that this system cannot watch
+                    poll.unregister(number)  # a kind of file that poll() cannot watch
 
-    # -- what the reactor calls ------------------------------------------------------------------
+    # -- called by the reactor, on a worker ------------------------------------------------------
 
     def notified(self, db: Database, *, notification: Notification) -> None:
-        """Handle one."""
+        """Handle *notification*."""
         if self.status is not None:
             return
         try:
@@ -210,7 +212,7 @@ class Listener:
         except BrokenPipeError:
             self.end(0)
         except OSError as error:
-            what = "write" if isinstance(self._what, Printer) else "run the command of --exec"
+            what = "write" if isinstance(self._what, Printer) else "run the --exec command"
             say(f"cannot {what}: {error.strerror}")
             self.end(FAILED)
         if self._left is not None:
@@ -219,31 +221,31 @@ class Listener:
                 self.end(0)
 
     def connected(self, db: Database, *, resumed: bool) -> None:
-        """Say that it listens."""
+        """Report that it is listening."""
         say(f"listening {'again ' if resumed else ''}to {self._channels} on {db.name}")
 
     def lost(self, _: Database, *, reason: str, error: ConnectionLostError) -> None:
-        """Say that it does not listen."""
+        """Report that the session is lost."""
         say(f"lost ({reason}): {error}; reconnecting")
 
     def gap(self, db: Database, *, gap: Gap) -> None:
-        """Say what may be missing."""
+        """Report what may be missing."""
         say(f"gap ({gap.reason}) on {db.name}: {missing(gap)}")
 
     def stopped(self, _: Reactor, *, error: Exception | None) -> None:
-        """End when the reactor cannot go on."""
+        """Exit if the reactor failed."""
         if error is not None:
             say(str(error))
             self.end(FAILED)
 
 
 def listen(args: argparse.Namespace) -> int:
-    """Run it."""
+    """Listen until told to stop, and return the exit status."""
     databases = databases_of(args)
     what: Printer | Runner
     if args.exec is None:
         if args.shell:
-            say("--shell is for --exec (see pgsignals listen --help)")
+            say("--shell needs --exec (see pgsignals listen --help)")
             return MISUSED
         what = Printer(as_json=args.json, timestamps=args.timestamps, names=len(databases) > 1)
     else:
@@ -260,7 +262,7 @@ def listen(args: argparse.Namespace) -> int:
         reactor.gap.connect(listener.gap)
         reactor.stopped.connect(listener.stopped)
         try:
-            reactor.start()  # while others do not listen yet, a command may run already
+            reactor.start()  # a command may run before every database is listened to
             listener.wait(math.inf if args.timeout is None else args.timeout)
         except BaseException:
             listener.end(FAILED)
@@ -277,26 +279,26 @@ def listen(args: argparse.Namespace) -> int:
 
 
 def words_of(command: str) -> list[str] | None:
-    """The words of *command*, or None after having said what is wrong with it."""
+    """Split *command* into words; report what is wrong and return None if it cannot run."""
     try:
         words = shlex.split(command)
     except ValueError as error:
-        say(f"the command of --exec cannot be read: {str(error).lower()}")
+        say(f"cannot parse the --exec command: {str(error).lower()}")
         return None
     if not words or shutil.which(words[0]) is None:
         name = words[0] if words else ""
-        say(f"no program {name!r} for --exec; shell syntax needs --shell")
+        say(f"no program {name!r} for --exec; use --shell for shell syntax")
         return None
     return words
 
 
 def missing(gap: Gap) -> str:
-    """What a gap may have cost, in words."""
+    """Describe what a gap may have lost."""
     what = "notifications" if gap.dropped is None else f"{gap.dropped} notifications"
     since, until = (
         moment.astimezone().isoformat(" ", "milliseconds") for moment in (gap.since, gap.until)
     )
-    return f"{what} of {since} to {until} may be missing"
+    return f"{what} from {since} to {until} may be missing"
 
 
 def now() -> str:

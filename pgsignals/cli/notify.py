@@ -20,23 +20,23 @@ from pgsignals.database import connect
 from pgsignals.errors import PayloadError
 
 ABOUT = """\
-Send one notification. The payload is text of at most 7,999 bytes, empty when not given.
+Send one notification. The payload is text of up to 7,999 bytes, empty by default.
 
   pgsignals notify orders
   pgsignals notify orders '{"id": 42}'
-  date | pgsignals notify orders -         the payload is standard input, in UTF-8, without
-                                           one newline at its end
+  date | pgsignals notify orders -         read the payload from standard input, in UTF-8,
+                                           without a final newline
   pgsignals notify orders -- --urgent      "--" ends the options
 """
 
 ABOUT_STATUS = f"""\
 {WHERE}
-Exit status: 0 sent, 1 not sent, 2 not understood, or a payload that the server would refuse.
+Exit status: 0 sent, 1 not sent, 2 usage error, or a payload that the server would reject.
 """
 
 
 def add(commands: Commands) -> None:
-    """Add the command."""
+    """Define ``pgsignals notify`` and its options."""
     parser = add_command(commands, "notify", "send a notification", ABOUT, ABOUT_STATUS, notify)
     parser.add_argument("channel", metavar="CHANNEL", type=channel_name, help=NAME)
     parser.add_argument(
@@ -46,7 +46,7 @@ def add(commands: Commands) -> None:
 
 
 def notify(args: argparse.Namespace) -> int:
-    """Run it."""
+    """Send the notification, and return the exit status."""
     try:
         payload = read_payload() if args.payload == "-" else args.payload
         check_payload(payload, args.channel)
@@ -60,12 +60,12 @@ def notify(args: argparse.Namespace) -> int:
 
 
 def read_payload() -> str:
-    """Standard input, without one newline at its end."""
+    """Read the payload from standard input, without a final newline."""
     try:
         with open(0, "rb", closefd=False) as stdin:
             return stdin.read().decode().removesuffix("\n")
     except OSError as error:
-        reason = error.strerror or "it cannot be read"
+        reason = error.strerror or "unknown error"
     except UnicodeDecodeError as error:
         reason = f"not UTF-8 at byte {error.start}"
-    raise PayloadError(f"the payload on standard input: {reason}")
+    raise PayloadError(f"cannot read the payload from standard input: {reason}")

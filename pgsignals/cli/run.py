@@ -34,8 +34,8 @@ from pgsignals.cli.arguments import (
     add_probes,
     count,
     databases_of,
+    message_for,
     seconds,
-    told_of,
 )
 from pgsignals.cli.extras import require
 from pgsignals.cli.terminal import escape, say
@@ -46,7 +46,7 @@ from pgsignals.reactor import Reactor
 logger = logging.getLogger("pgsignals.run")
 
 ABOUT = """\
-Import a module and run its handlers, until SIGTERM or Ctrl-C.
+Import a module and run its handlers until SIGTERM or Ctrl-C.
 
   pgsignals run shop.handlers
   pgsignals run shop.handlers --dsn service=shop --dsn service=warehouse --workers 4
@@ -54,52 +54,51 @@ Import a module and run its handlers, until SIGTERM or Ctrl-C.
   pgsignals run shop.handlers --wait 60
   pgsignals run shop.handlers --log json --metrics 9187 --stop-timeout 30
 
-MODULE is imported as from a script in this directory. Its functions under @on_channel are served by
-a reactor that this command makes. MODULE:REACTOR is a Reactor that the module has made itself; it
-knows its databases and its settings, so DATABASE_URL does not count, and --dsn, --workers and
---probe-* are refused.
+MODULE is imported as a script in this directory would import it. This command makes a reactor for
+its @on_channel functions. MODULE:REACTOR is a Reactor that the module has made itself, with its own
+databases and settings: DATABASE_URL is ignored, and --dsn, --workers and --probe-* are rejected.
 
-The log says at the start what is served, and at the end how much has been handled.
+The log says at startup what is served, and at the end how much was handled.
 
---wait makes it retry, for S seconds or for ever, while a database cannot be reached at the start:
-it is down or starting up, its name does not resolve, or it has not been created yet. Errors that
-waiting cannot fix end it at once: a refused login, a certificate, a standby, a pooler that cannot
-work.
+--wait keeps retrying, for S seconds or without limit, while a database cannot be reached at
+startup: it is down or starting up, its host name does not resolve, or it has not been created yet.
+Errors that waiting cannot fix end the command at once: a rejected login, a certificate, a standby,
+a pooler that loses notifications.
 
-SIGTERM and Ctrl-C stop it: it stops reading, and runs the handlers of what it has received, for
---stop-timeout seconds at most. A second one stops it at once.
+On SIGTERM or Ctrl-C it stops reading, runs the handlers of what it has received, for up to
+--stop-timeout seconds, and exits. A second signal ends it at once.
 
---metrics serves http://127.0.0.1:PORT/metrics for Prometheus, and /healthz, which answers 200 when
-every database is listened to and 503 when one is not, with JSON that says which. With HOST:PORT
-others can reach it: 0.0.0.0:9187.
+--metrics serves http://127.0.0.1:PORT/metrics for Prometheus, and /healthz, which answers 200 while
+every database is listened to, else 503, with JSON that says which one is not. HOST:PORT, such as
+0.0.0.0:9187, makes it reachable from other machines.
 """
 
 ABOUT_STATUS = f"""\
 {WHERE}
-Exit status: 0 after a stop with everything handled; 1 when a database could not be listened to at
-the start, when the module cannot be imported or holds nothing to run, when the reactor ended by
-itself, or when the time of a stop ran out; 2 not understood.
+Exit status: 0 after a stop with everything handled; 1 if a database could not be listened to at
+startup, the module cannot be imported or has nothing to run, the reactor stopped unexpectedly, or
+--stop-timeout ran out; 2 usage error.
 """
 
-# Failures that waiting for a database cannot fix.  libpq gives reasons in words only; a refusal
-# in another language than English is waited for like a server that is down.
+# Failures that waiting cannot fix.  libpq gives reasons in words only; a rejection in a language
+# other than English is retried, as if the server were down.
 _STAYS = re.compile(
     r"cannot be read|definition of service|service file|certificate|does not support SSL|"
     r"invalid \S+ value|invalid port"
 )
 _NO_DATABASE = re.compile(r'database "[^"]*" does not exist')
 
-#: The first and the longest wait between two attempts, in seconds.
+#: Bounds of the first and of the longest wait between two attempts, in seconds.
 BACKOFF = (0.5, 10.0)
 
 
 def add(commands: Commands) -> None:
-    """Add the command."""
+    """Define ``pgsignals run`` and its options."""
     parser = add_command(commands, "run", "run handlers as a service", ABOUT, ABOUT_STATUS, run)
     parser.add_argument("target", metavar="MODULE[:REACTOR]", help="what to import and run")
     add_dsns(parser)
     parser.add_argument(
-        "--workers", metavar="N", type=count, help="threads for handlers, 1 by default"
+        "--workers", metavar="N", type=count, help="threads that run handlers, 1 by default"
     )
     add_probes(parser)
     parser.set_defaults(probe_interval=None, probe_timeout=None)  # a Reactor's own are the same
@@ -109,22 +108,24 @@ def add(commands: Commands) -> None:
         nargs="?",
         type=seconds,
         const=math.inf,
-        help="wait S seconds for a database that is not there yet; without S, for ever",
+        help="wait up to S seconds for a database to come up; without S, no limit",
     )
-    parser.lonely["--wait"] = "inf"
+    parser.bare["--wait"] = "inf"
     parser.add_argument(
         "--stop-timeout",
         metavar="S",
         type=seconds,
         default=10.0,
-        help="seconds that a stop gives to handlers, 10 by default",
+        help="seconds to let handlers finish at a stop, 10 by default",
     )
-    parser.add_argument("--log", choices=("text", "json"), default="text", help="text or json")
+    parser.add_argument(
+        "--log", choices=("text", "json"), default="text", help="format of the log, text by default"
+    )
     parser.add_argument(
         "--log-level",
         choices=("debug", "info", "warning", "error"),
         default="info",
-        help="the least that is logged, info by default",
+        help="lowest level to log, info by default",
     )
     parser.add_argument(
         "--metrics", metavar="[HOST:]PORT", type=address, help="serve /metrics and /healthz there"
@@ -132,17 +133,17 @@ def add(commands: Commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run it."""
+    """Run the module's handlers until they are stopped, and return the exit status."""
     log_to_stderr(args.log, args.log_level)
     module, colon, attribute = args.target.partition(":")
     if not module or bool(colon) != bool(attribute):
-        say(f"{args.target!r} must be MODULE or MODULE:REACTOR")
+        say(f"the target must be MODULE or MODULE:REACTOR, not {args.target!r}")
         return MISUSED
     own = ("dsn", "workers", "probe_interval", "probe_timeout")
     given = {name: value for name in own if (value := getattr(args, name)) is not None}
     if attribute and given:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        say(f"{options}: not with MODULE:REACTOR, whose reactor has its own settings")
+        say(f"{options} cannot be used with MODULE:REACTOR, whose reactor has its own settings")
         return MISUSED
     given.pop("dsn", None)
     sys.path.insert(0, os.getcwd())
@@ -157,7 +158,7 @@ def run(args: argparse.Namespace) -> int:
         logger.critical("%s", error)
         return FAILED
     except Exception as error:
-        frames = frames_of_its_own(error)
+        frames = module_frames(error)
         logger.critical("%s cannot be imported", module, exc_info=(type(error), error, frames))
         return FAILED
     return serve_until_stopped(reactor, args)
@@ -167,13 +168,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 class NotFoundError(Error, LookupError):
-    """There is nothing to run under the name that was given."""
+    """The target names nothing that can be run."""
 
 
 def load(module: str) -> ModuleType:
-    """The module.  Whatever it raises passes through.
+    """Import *module*.  What it raises passes through.
 
-    :raises NotFoundError: there is none.
+    :raises NotFoundError: no such module.
     """
     try:
         return importlib.import_module(module)
@@ -186,9 +187,9 @@ def load(module: str) -> ModuleType:
 
 
 def reactor_in(module: ModuleType, name: str) -> Reactor:
-    """The reactor called *name* in a module, or within something in it.
+    """Find the reactor called *name*, which may be dotted, in *module*.
 
-    :raises NotFoundError: there is none.
+    :raises NotFoundError: *module* has no such name, or it is not a Reactor.
     """
     found: Any = module
     for part in name.split("."):
@@ -198,21 +199,20 @@ def reactor_in(module: ModuleType, name: str) -> Reactor:
             raise NotFoundError(f"{module.__name__} has no {name}") from None
     if not isinstance(found, Reactor):
         kind = type(found).__name__
-        article = "an" if kind[0] in "aeiouAEIOU" else "a"
-        raise NotFoundError(f"{module.__name__}:{name} is {article} {kind}, not a Reactor")
+        raise NotFoundError(f"{module.__name__}:{name} must be a Reactor, not {kind}")
     return found
 
 
 def check_handlers(reactor: Reactor, target: str) -> None:
-    """Refuse a reactor that would run and never call anything.
+    """Reject a reactor that would run without ever calling anything.
 
     :raises NotFoundError: it has no handlers.
     """
     if any(handlers for _, handlers, _ in served(reactor)):
         return
-    its_own = ":" in target
-    decorator = "@reactor.on_channel(...)" if its_own else "@pgsignals.on_channel(...)"
-    hint = "" if its_own else f", or name a Reactor of its own: {target}:reactor"
+    has_reactor = ":" in target
+    decorator = "@reactor.on_channel(...)" if has_reactor else "@pgsignals.on_channel(...)"
+    hint = "" if has_reactor else f", or name its own Reactor: {target}:reactor"
     text = (
         f"{target} registers no handlers, so it would never receive anything: put {decorator} "
         f"above a function{hint}"
@@ -224,7 +224,7 @@ def check_handlers(reactor: Reactor, target: str) -> None:
 
 
 def served(reactor: Reactor) -> Iterator[tuple[str, list[str], list[Database]]]:
-    """Each channel, what handles it, and the databases of which."""
+    """Yield each channel with the names of its handlers, and the databases where they apply."""
     interest = reactor._engine.interest
     found: dict[tuple[str, tuple[str, ...]], list[Database]] = {}
     for database in reactor.databases:
@@ -238,13 +238,13 @@ def served(reactor: Reactor) -> Iterator[tuple[str, list[str], list[Database]]]:
 
 
 def called_by(signal: OrderedSignal, database: Database) -> list[Callable[..., object]]:
-    """The receivers of one of a reactor's signals."""
+    """The receivers of *signal* for *database*."""
     found = (call.handler() for call in calls_for(signal, database))
     return [receiver for receiver in found if receiver is not None]
 
 
-def frames_of_its_own(error: BaseException) -> TracebackType | None:
-    """The traceback without ours and importlib's frames at its beginning."""
+def module_frames(error: BaseException) -> TracebackType | None:
+    """The traceback of *error* without the leading frames of this file and of importlib."""
     frames = error.__traceback__
     while frames is not None:
         file = frames.tb_frame.f_code.co_filename
@@ -258,7 +258,7 @@ def frames_of_its_own(error: BaseException) -> TracebackType | None:
 
 
 def serve_until_stopped(reactor: Reactor, args: argparse.Namespace) -> int:
-    """Run it to its end, and return the exit status."""
+    """Run the reactor until it stops, and return the exit status."""
     clean = ran = False
     with contextlib.ExitStack() as stack:
         if args.metrics is not None:
@@ -266,7 +266,7 @@ def serve_until_stopped(reactor: Reactor, args: argparse.Namespace) -> int:
             from pgsignals.cli._metrics import serve
 
             stack.enter_context(serve(reactor, args.metrics))
-        tell_beginning(reactor)
+        log_start(reactor)
         try:
             run_or_wait(reactor, args.stop_timeout, args.wait or 0.0)
             ran = True
@@ -275,20 +275,19 @@ def serve_until_stopped(reactor: Reactor, args: argparse.Namespace) -> int:
             logger.info("%s: stopping", signal_of(end).name)
             raise
         except Error as error:
-            logger.critical("%s", told_of(error, args))
+            logger.critical("%s", message_for(error, args))
             return FAILED
         finally:
-            clean = reactor.stop(args.stop_timeout)  # after another end than a stop
+            clean = reactor.stop(args.stop_timeout)  # it may have ended by an error
             if ran:
-                tell_end(reactor, clean=clean)
+                log_end(reactor, clean=clean)
     return 0 if clean else FAILED
 
 
 def run_or_wait(reactor: Reactor, stop_timeout: float, wait: float) -> None:
-    """Run it, after having waited for databases that are not there yet.
+    """Run the reactor, retrying for up to *wait* seconds while a database is not up yet.
 
-    :param wait: seconds.
-    :raises Error: it cannot start, or has ended by itself.
+    :raises Error: it cannot start, or stopped unexpectedly.
     """
     backoff, rng, until = Backoff(*BACKOFF), random.Random(), time.monotonic() + wait
     while True:
@@ -296,7 +295,7 @@ def run_or_wait(reactor: Reactor, stop_timeout: float, wait: float) -> None:
             reactor.run(stop_timeout)
         except ConnectError as error:
             left = until - time.monotonic()
-            if left <= 0 or not may_come(error):
+            if left <= 0 or not may_recover(error):
                 raise
             delay = min(backoff.next_delay(rng), left)
             logger.warning("%s; waiting, attempt %d in %.1f s", error, backoff.failures, delay)
@@ -307,22 +306,22 @@ def run_or_wait(reactor: Reactor, stop_timeout: float, wait: float) -> None:
         except SystemExit as end:
             if signal_of(end) not in (signal.SIGINT, signal.SIGTERM):
                 raise
-            logger.info("%s: no longer waiting", signal_of(end).name)
+            logger.info("%s: no longer waiting for the database", signal_of(end).name)
             return
 
 
-def may_come(error: ConnectError) -> bool:
-    """Whether the database may be there a little later."""
+def may_recover(error: ConnectError) -> bool:
+    """Whether waiting may help: the database may come up."""
     text = _NO_DATABASE.sub("", str(error))
     return not needs_care(ConnectError(text)) and _STAYS.search(text) is None
 
 
 def signal_of(end: SystemExit) -> signal.Signals:
-    """The OS signal by which the command line ends."""
+    """The OS signal that ended the command."""
     return signal.Signals(int(end.code or 0) - 128)
 
 
-def tell_beginning(reactor: Reactor) -> None:
+def log_start(reactor: Reactor) -> None:
     """Log what is served."""
     names = ", ".join(database.name for database in reactor.databases)
     workers = reactor.status().workers
@@ -335,8 +334,8 @@ def tell_beginning(reactor: Reactor) -> None:
         logger.info("channel %s%s: %s", escape(channel), where, called)
 
 
-def tell_end(reactor: Reactor, *, clean: bool) -> None:
-    """Log how much has been done."""
+def log_end(reactor: Reactor, *, clean: bool) -> None:
+    """Log how much was handled."""
     databases = reactor.status().databases
     logger.log(
         logging.INFO if clean else logging.WARNING,
@@ -350,21 +349,21 @@ def tell_end(reactor: Reactor, *, clean: bool) -> None:
 
 
 def address(text: str) -> tuple[str, int]:
-    """What ``--metrics`` names; without a host, this machine alone can reach it."""
+    """Parse ``[HOST:]PORT``; without a host, only this machine can connect."""
     host, _, port = text.rpartition(":")
     if port.isascii() and port.isdigit() and int(port) < 65_536:
         return host.strip("[]") or "127.0.0.1", int(port)
-    raise argparse.ArgumentTypeError(f"{text!r} is neither PORT nor HOST:PORT")
+    raise argparse.ArgumentTypeError(f"must be PORT or HOST:PORT, not {text!r}")
 
 
 # -- the log -------------------------------------------------------------------------------------
 
 
 class JsonFormatter(logging.Formatter):
-    """A JSON object a line."""
+    """Formats each record as a JSON object on one line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """See :class:`logging.Formatter`."""
+        """Return the record as JSON."""
         value = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -377,7 +376,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def log_to_stderr(form: str, level: str) -> None:
-    """Log everything from *level* on; a program that sets up logging itself adds to it."""
+    """Log *level* and above to standard error; logging that the module sets up comes on top."""
     handler = logging.StreamHandler()
     if form == "json":
         handler.setFormatter(JsonFormatter())

@@ -11,31 +11,31 @@ import select
 import sys
 from typing import TextIO
 
-#: How colours begin, as ECMA-48 numbers them.
+#: Styles, as ECMA-48 numbers them.
 BOLD, DIM, RED, GREEN, YELLOW, CYAN = "1", "2", "1;31", "32", "33", "36"
 
 
 def escape(text: str) -> str:
-    """*text* in one line, with nothing in it that a terminal obeys or that cannot be seen."""
+    """Put *text* on one line, with control and invisible characters escaped."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def write(stream: TextIO | None, text: str) -> None:
-    """Write *text* at once, from any thread.
+    """Write *text* unbuffered, from any thread.
 
-    Python's own buffers have locks; a thread that is stuck in one must not keep us from ending.
+    Python's buffers have locks, and a thread stuck in one must not keep the program from exiting.
 
     :raises BrokenPipeError: the reader of *stream* is gone, or it was closed from the start.
     """
-    if stream is None:  # its number may be a socket's by now
+    if stream is None:  # closed before we started: its descriptor may be a socket by now
         raise BrokenPipeError
     rest = text.encode(stream.encoding, "backslashreplace")
     while rest:
         try:
             rest = rest[os.write(stream.fileno(), rest) :]
-        except BlockingIOError:  # another program of the terminal has left it so
+        except BlockingIOError:  # another program left the terminal non-blocking
             select.select([], [stream], [])
 
 
@@ -45,7 +45,7 @@ def put(stream: TextIO | None, line: str) -> None:
 
 
 def say(line: str) -> None:
-    """Tell the user, on standard error; failures to write are ignored."""
+    """Print a message for the user on standard error, ignoring write errors."""
     with contextlib.suppress(OSError):
         put(sys.stderr, f"pgsignals: {escape(line)}")
 
@@ -61,16 +61,16 @@ def can_draw(stream: TextIO | None) -> bool:
 
 
 def likes_colours(stream: TextIO | None) -> bool:
-    """Whether it is a terminal that can show colours, and its user wants them."""
+    """Whether it is a terminal that can show colours, and NO_COLOR is not set."""
     return can_draw(stream) and not os.environ.get("NO_COLOR")
 
 
 def paint(colour: str, text: str) -> str:
-    """*text*, which has been escaped, in a colour, where standard output shows any."""
+    """Colour *text*, which must be escaped already, if standard output shows colours."""
     return f"\x1b[{colour}m{text}\x1b[0m" if likes_colours(sys.stdout) else text
 
 
 def bar(share: float, width: int) -> str:
-    """A bar of so many characters, or of a part of them."""
+    """Draw a bar: *share* of *width* characters."""
     blocks = sys.stdout.encoding.lower().replace("-", "") == "utf8"
     return ("█" if blocks else "#") * round(share * width)

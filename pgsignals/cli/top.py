@@ -35,37 +35,41 @@ for each database its state, how long it takes to answer, and how full its queue
 
   pgsignals top orders stock
   pgsignals top orders --dsn service=shop --dsn service=warehouse
-  pgsignals top                            the databases alone
+  pgsignals top                            databases only
   pgsignals top orders --json | jq -c '.channels[]'
   pgsignals top orders --interval 10 >> orders.log
 
-  p, space   pause: the picture stands still, counting goes on
-  f, /       show only channels whose name contains what you type; Enter ends it, Esc takes it back
-  s          sort: as given, per second, total, by name
-  ?          show or hide these lines
+  p, space   pause the display; counting continues
+  f, /       filter channels by name: Enter keeps the filter, Esc clears it
+  s          change the order: as given, per second, total, name
+  ?          show or hide this help
   q          quit
 
-On anything but a terminal it prints plain lines, or with --json an object, each --interval.
+If the output is not a terminal, it prints plain lines, or with --json an object, every --interval.
 """
 
 ABOUT_STATUS = f"""\
 {WHERE}
-Exit status: 0 after q, at the end of --timeout, or when the output is closed; 1 when no
-connection could be made at the start; 130 after Ctrl-C, 143 after SIGTERM.
+Exit status: 0 after q, at the end of --timeout, or when the output is closed; 1 if the first
+connection failed; 130 after Ctrl-C, 143 after SIGTERM.
 """
 
 
 def add(commands: Commands) -> None:
-    """Add the command."""
+    """Define ``pgsignals top`` and its options."""
     parser = add_command(commands, "top", "watch channels live", ABOUT, ABOUT_STATUS, top)
     parser.add_argument("channels", metavar="CHANNEL", nargs="*", type=channel_name, help=NAME)
     add_dsns(parser)
     parser.add_argument(
-        "--interval", metavar="S", type=duration, default=1.0, help="seconds, 1 by default"
+        "--interval",
+        metavar="S",
+        type=duration,
+        default=1.0,
+        help="seconds between updates, 1 by default",
     )
-    parser.add_argument("--timeout", metavar="S", type=seconds, help="end after S seconds")
+    parser.add_argument("--timeout", metavar="S", type=seconds, help="exit after S seconds")
     add_probes(parser, 2.0)  # someone is watching
-    parser.add_argument("--json", action="store_true", help="print JSON, an object each interval")
+    parser.add_argument("--json", action="store_true", help="print a JSON object per interval")
 
 
 # -- lines ---------------------------------------------------------------------------------------
@@ -89,7 +93,7 @@ def plain(picture: Picture) -> Iterator[str]:
 
 
 def as_json(picture: Picture) -> str:
-    """The same as an object."""
+    """The same as a JSON object."""
     channels = [
         {
             "database": row.database,
@@ -112,7 +116,7 @@ def as_json(picture: Picture) -> str:
 def print_lines(
     watch: Watch, reactor: Reactor, interval: float, until: float, *, as_objects: bool
 ) -> None:
-    """Print what there is, each interval, as long as the reactor runs."""
+    """Print the picture every *interval*, until the time is up or the reactor has stopped."""
     due = time.monotonic()
     while reactor.running and (now := time.monotonic()) < until:
         due = min(max(due + interval, now), until)
@@ -127,7 +131,7 @@ def print_lines(
 
 
 def top(args: argparse.Namespace) -> int:
-    """Run it."""
+    """Watch the channels, and return the exit status."""
     on_screen = can_draw(sys.stdout) and not args.json
     if on_screen:
         require("rich", "pgsignals top")
@@ -153,6 +157,6 @@ def top(args: argparse.Namespace) -> int:
     finally:
         reactor.stop(PATIENCE)
     if has_ended:
-        say("the reactor has ended by itself, which is a bug in pgsignals")
+        say("the reactor stopped unexpectedly; this is a bug in pgsignals")
         return FAILED
     return 0
