@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import threading
-import weakref
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any, Protocol, Self, TypeAlias, TypeVar
+from typing import Any, Self, TypeVar
 
 from pgsignals._pure.names import check_channels, check_unlisten, notify_items
 from pgsignals._pure.statements import LISTENING, listen_sql
@@ -15,32 +13,13 @@ from pgsignals._pure.values import Notification
 from pgsignals._runtime.fork import Birth
 from pgsignals._runtime.reentry import calls_out, reentered
 from pgsignals._wire.access import Access, Cursor, Params, Transaction
+from pgsignals._wire.custody import Custody, Host
 from pgsignals._wire.opening import check_connection
-from pgsignals._wire.session import SHARE, Connection, Session
-from pgsignals.errors import (
-    ClosedError,
-    ConnectionLostError,
-    ConnectionStateError,
-)
-from pgsignals.manager import NotificationManager, calm_types, check_timeout
+from pgsignals._wire.session import Connection, Session
+from pgsignals.errors import ConnectionLostError, ConnectionStateError
+from pgsignals.manager import NotificationManager, check_timeout
 
 T = TypeVar("T")
-
-Watchers: TypeAlias = tuple[weakref.ref[Any], ...]
-
-
-class Host(Protocol):
-    """What serves a database in its place: a running reactor."""
-
-    def notify(self, items: list[tuple[str, str]]) -> int: ...
-    def listen(self, channels: tuple[str, ...]) -> None: ...
-    def unlisten(self, channels: tuple[str, ...]) -> None: ...
-    def listening_channels(self) -> list[str]: ...
-    def own_session(self) -> Session:
-        """A session of the calling worker's own.
-
-        :raises ConnectionStateError: called outside a handler.
-        """
 
 
 class Database:
@@ -63,11 +42,8 @@ class Database:
     :raises TypeError: conninfo and *connect* together, or ``autocommit``, which is always on.
     """
 
-    # Slots: a manager of thousands is faster, the fewer places it has to look at.
     __slots__ = (
-        *("__dict__", "__weakref__", "_arrived", "_backend_id", "_access", "_birth"),
-        *("_host", "_listening", "_lock", "_lost", "_opening"),
-        *("_session", "_watchers", "calm"),
+        *("__dict__", "__weakref__", "_access", "_birth", "_custody", "_listening", "_opening"),
     )
 
     def __init__(
@@ -88,19 +64,8 @@ class Database:
         self._access = Access(conninfo, params, connect=connect)
         self._birth = Birth()
         self._opening = threading.Lock()
-        # Never held while anything blocks.  Reentrant, as a finalizer may iterate over us while
-        # this thread has it.
-        self._lock = threading.RLock()
-        self._session: Session | None = None
-        self._host: Host | None = None
-        self._arrived: deque[Notification] = deque()
-        self._listening: set[str] = set()
-        self._backend_id: int | None = None
-        self._lost: ConnectionLostError | None = None
-        self._watchers: Watchers = ()
-        self.calm = False
-        """Whether the last :meth:`drain` reached neither the end nor its limit; for
-        managers."""
+        self._custody = Custody(self._access, self._birth)
+        self._listening: set[str] = set()  # on the session that is the user's
 
     @classmethod
     def wrap(cls, connection: Any) -> Self:
@@ -117,6 +82,7 @@ class Database:
         database = cls()
         session = Session(connection)
         database._access = Access(wrapped=connection)
+        database._custody = Custody(database._access, database._birth)
         database._adopt(session)
         return database
 
@@ -149,7 +115,7 @@ class Database:
             returned one that is not in autocommit or is in a transaction.
         """
         self._birth.check(repr(self))
-        self._check_not_served("open()")
+        self._custody.check_not_served("open()")
         if self._opening.locked():
             self._refuse_midway("open()")
         with self._opening:
@@ -157,18 +123,18 @@ class Database:
                 self._adopt(self._access.open())
         return self
 
-    def clear_search_path(self) -> None:
+    def _clear_search_path(self) -> None:
         """Empty it for a session on which no statements of users run; no effect behind a pooler.
         Blocks for a round trip.
 
         :raises ConnectionLostError: the session has ended.
         """
-        session = self._open_session("clear_search_path()")
+        session = self._custody.open_session("clear_search_path()")
         self._statement(session, session.clear_search_path)
 
     def _adopt(self, session: Session) -> None:
         self._listening = set()
-        self.renew(session)
+        self._custody.renew(session)
 
     def close(self) -> None:
         """End the session; a second call does nothing.
@@ -177,11 +143,11 @@ class Database:
         open, without our LISTENs.  A forked child drops the socket, sending nothing to the server,
         and the parent's session goes on.
         """
-        session = self._session
+        session = self._custody.session
         if self._birth.elsewhere:
-            self.forget()
+            self._custody.forget()
             return
-        self._check_not_served("close()")
+        self._custody.check_not_served("close()")
         if session is None or session.ended:
             return
         midway = session.in_use and reentered()
@@ -191,12 +157,7 @@ class Database:
             session.abandon()
         else:
             session.close()
-        self._tell_watchers()
-
-    def forget(self) -> None:
-        """In a forked child: drop the socket, sending nothing to the server."""
-        if self._session is not None:
-            self._session.forget()
+        self._custody.tell_watchers()
 
     def _give_back(self, session: Session, *, midway: bool) -> None:
         try:
@@ -218,8 +179,7 @@ class Database:
     def closed(self) -> bool:
         """True before :meth:`open`, after :meth:`close`, and once a session that ended has been
         found to have ended."""
-        session = self._session
-        return session is None or session.closed
+        return self._custody.closed
 
     @property
     def backend_id(self) -> int:
@@ -228,13 +188,13 @@ class Database:
         While a reactor serves the database, that of its listening session.
         """
         self._birth.check("a Database")
-        if self._backend_id is None:
-            raise self._not_open()
-        return self._backend_id
+        if self._custody.backend_id is None:
+            raise self._custody.not_open()
+        return self._custody.backend_id
 
     def fileno(self) -> int:
         """The socket's file number, for ``select`` and its like."""
-        return self._open_session("fileno()").fileno()
+        return self._custody.open_session("fileno()").fileno()
 
     # -- LISTEN and NOTIFY -----------------------------------------------------------------------
 
@@ -251,7 +211,7 @@ class Database:
         if (host := self._serving()) is not None:
             host.listen(names)
             return
-        session = self._open_session("listen()")
+        session = self._custody.open_session("listen()")
         if names:
             self._query(session, listen_sql(listen=names))
             self._listening.update(names)
@@ -265,7 +225,7 @@ class Database:
         if (host := self._serving()) is not None:
             host.unlisten(names)
             return
-        session = self._open_session("unlisten()")
+        session = self._custody.open_session("unlisten()")
         if names:
             self._query(session, listen_sql(unlisten=names))
             self._listening.difference_update(self._listening if "*" in names else names)
@@ -275,7 +235,7 @@ class Database:
         time of the call.  Blocks for a round trip."""
         if (host := self._serving()) is not None:
             return iter(host.listening_channels())
-        session = self._open_session("listening_channels()")
+        session = self._custody.open_session("listening_channels()")
         return iter([session.channel(row[0]) for row in self._query(session, LISTENING)])
 
     def notify(
@@ -296,7 +256,7 @@ class Database:
         items = notify_items(channels, channel_and_payload)
         if (host := self._serving()) is not None:
             return host.notify(items)
-        session = self._open_session("notify()")
+        session = self._custody.open_session("notify()")
         return self._statement(session, lambda: session.notify(items))
 
     def _query(self, session: Session, sql: str) -> list[tuple[Any, ...]]:
@@ -308,8 +268,8 @@ class Database:
         try:
             return run()
         except ConnectionLostError:
-            self._note_end(session)
-            self._tell_watchers()  # libpq has closed the socket: no selector will see it
+            self._custody.note_end(session)
+            self._custody.tell_watchers()  # libpq has closed the socket: no selector will see it
             raise
 
     # -- arrivals --------------------------------------------------------------------------------
@@ -327,13 +287,16 @@ class Database:
         :raises ValueError: a negative timeout, or NaN.
         """
         check_timeout(timeout)
-        self._check_drainable("wait()")
+        self._birth.check("a Database")
+        self._custody.check_not_served("wait()")
+        if self._custody.session is None:
+            raise self._custody.not_open()
         return self._wait(NotificationManager(self, timeout=timeout))
 
     iternotifies = wait
 
     def _wait(self, manager: NotificationManager) -> Iterator[Notification | None]:
-        arrived = self._arrived
+        custody, arrived = self._custody, self._custody.arrived
         for event in manager:
             if event is None:
                 yield None
@@ -341,15 +304,15 @@ class Database:
             # Whatever is not yielded must stay with the database, not with this generator.
             notifications = event[1]
             arrived.extendleft(reversed(notifications))
-            self._tell_watchers(but=manager)
+            custody.tell_watchers(but=manager._watcher_of(self))
             for _ in notifications:
                 if self._birth.known_elsewhere:
                     self._birth.check("a Database")
                 if not arrived:
                     break
                 yield arrived.popleft()
-            if arrived:  # a statement in the body has collected more
-                manager.touched(self)
+            if arrived and (watcher := manager._watcher_of(self)) is not None:
+                watcher.touched(custody)  # a statement in the body has collected more
 
     def drain(self) -> list[Notification]:
         """What has arrived, without waiting: what came along with statements, then what the
@@ -357,53 +320,7 @@ class Database:
 
         After the session's end it returns the rest, and :attr:`closed` is true from then on.
         """
-        self._birth.check("a Database")
-        session = self._session
-        if session is None or self._host is not None:
-            self._check_not_served("drain()")
-            raise self._not_open()
-        fresh: list[Notification] = []
-        session.read_into(fresh, SHARE)
-        self.calm = not (session.more or session.ended or session.contended)
-        if session.ended:
-            self._note_end(session)
-        return fresh
-
-    @property
-    def more(self) -> bool:
-        """Whether the last :meth:`drain` has left something of a flood; for managers."""
-        session = self._session
-        return session is not None and session.more and not session.ended
-
-    @property
-    def contended(self) -> bool:
-        """Whether the last :meth:`drain` found the connection in use by a thread that runs a
-        statement, and takes what arrives; for managers."""
-        session = self._session
-        return session is not None and session.contended
-
-    def add_watcher(self, watcher: Any) -> None:
-        """Have ``watcher.touched(self)`` called when this database is closed or opened or has
-        collected something besides the socket.  Held weakly; for managers."""
-        self._change_watchers(lambda alive: (*alive, weakref.ref(watcher)))
-
-    def remove_watcher(self, watcher: Any) -> None:
-        """Undo :meth:`add_watcher`."""
-        self._change_watchers(lambda alive: tuple(ref for ref in alive if ref() is not watcher))
-
-    def _change_watchers(self, change: Callable[[Watchers], Watchers]) -> None:
-        with self._lock:
-            while True:  # again if a finalizer has changed them meanwhile
-                before = self._watchers
-                after = change(tuple(ref for ref in before if ref() is not None))
-                if self._watchers is before:
-                    self._watchers = after
-                    return
-
-    def _tell_watchers(self, but: object = None) -> None:
-        for ref in self._watchers:
-            if (watcher := ref()) is not None and watcher is not but:
-                watcher.touched(self)
+        return self._custody.drain()
 
     # -- psycopg ---------------------------------------------------------------------------------
 
@@ -412,20 +329,13 @@ class Database:
         """The ``psycopg.Connection``.  In a handler of a reactor, one of that worker's own."""
         if (host := self._serving()) is not None:
             return host.own_session().connection
-        session = self._open_session("connection")
+        session = self._custody.open_session("connection")
         if session.in_use:
             self._refuse_midway("a statement")
         if not session.shared:
             session.share()
-            self._tell_watchers()
+            self._custody.tell_watchers()
         return session.connection
-
-    @property
-    def handed_out(self) -> bool:
-        """Whether other code has the psycopg connection, too, and may notice its end before us;
-        for managers."""
-        session = self._session
-        return session is not None and session.shared
 
     @calls_out
     def execute(self, query: str | bytes, params: Params | None = None) -> Cursor:
@@ -436,60 +346,11 @@ class Database:
         """``connection.transaction()``: a block that commits, or rolls back on an exception."""
         return self.connection.transaction()
 
-    # -- while a reactor serves it ---------------------------------------------------------------
-
-    def lend(self, host: Host) -> Session | None:
-        """Hand the session to a reactor, or None when there is none.
-
-        :raises ConnectionStateError: another reactor has it, or it is in a transaction.
-        """
-        self._birth.check(repr(self))
-        with self._lock:
-            self._check_not_served("start()")
-            session = None if self.closed else self._session
-            if session is not None:
-                session.check_idle()
-            elif self._access.wrapped:
-                self._access.connect()  # raises, and says why
-            self._host = host
-            return session
-
-    def renew(self, session: Session) -> None:
-        """*session* is this database's session from now on."""
-        session.deliver(self._arrived, self._tell_watchers)
-        self._session = session
-        self._access.name = session.name
-        self._backend_id = session.backend_id
-        self._lost = None
-        self._tell_watchers()
-
-    def take_back(self, host: Host) -> None:
-        """*host* is done with this database, if it had it; its session is open, or has ended."""
-        if self._host is not host:
-            return
-        self._host = None
-        if self._session is not None:
-            self._session.deliver(self._arrived, self._tell_watchers)
-        self._tell_watchers()
-
     # -- checks ----------------------------------------------------------------------------------
 
     def _serving(self) -> Host | None:
         self._birth.check("a Database")
-        return self._host
-
-    def _check_not_served(self, what: str) -> None:
-        if self._host is not None:
-            raise ConnectionStateError(
-                f"{what}: the session of {self.name} belongs to a running reactor; "
-                "open a Database of your own"
-            )
-
-    def _check_drainable(self, what: str) -> None:
-        self._birth.check("a Database")
-        self._check_not_served(what)
-        if self._session is None:
-            raise self._not_open()
+        return self._custody.host
 
     def _refuse_midway(self, what: str) -> None:
         """Refuse what would wait for the session's lock, which the calling thread may hold.
@@ -501,35 +362,6 @@ class Database:
                 f"{what} from a finalizer or an OS signal handler that interrupted a statement of "
                 f"{self.name}; give it a Database of its own"
             )
-
-    def _open_session(self, what: str) -> Session:
-        self._birth.check("a Database")
-        self._check_not_served(what)
-        session = self._session
-        if session is None:
-            raise self._not_open()
-        if session.ended:
-            raise self._closed()
-        if session.connection.closed:
-            self._note_end(session)
-            raise self._closed()
-        return session
-
-    def _note_end(self, session: Session) -> None:
-        if not session.connection.closed and not self._access.wrapped:
-            session.close()
-        session.leave()
-        self._lost = self._lost or session.lost()
-
-    def _not_open(self) -> ClosedError:
-        return ClosedError(f"{self.name} has not been opened; call open() or use 'with'")
-
-    def _closed(self) -> ClosedError:
-        why = f" ({self._lost})" if self._lost else ""
-        return ClosedError(f"{self.name} is closed{why}; call open() for a new session")
-
-
-calm_types.add(Database)
 
 
 def connect(conninfo: str = "", **params: Any) -> Database:

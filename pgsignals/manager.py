@@ -4,42 +4,20 @@ from __future__ import annotations
 
 import math
 import numbers
-import selectors
 import time
 import weakref
-from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal
 from typing import Any, Protocol, TypeAlias
 
-from pgsignals._pure.burst import Burst
 from pgsignals._pure.values import Notification
 from pgsignals._runtime.fork import Birth
-from pgsignals._runtime.log import Log
-from pgsignals._wire.waker import Waker
-from pgsignals.errors import Error
-
-logger = Log("pgsignals.manager")
-
-# A selector rejects a timeout that its system call cannot hold; waking once a day is free.
-_LONGEST_WAIT = 86_400.0
-
-# Seconds between checks whether members shared with other code have ended: if that code notices
-# the end first, or closes the member, the socket is closed, and a selector silently forgets it.
-_LOOK = 1.0
-
-# Seconds until a member is looked at again whose connection a thread is using: its socket may be
-# readable all the time until then.
-_REST = 0.01
+from pgsignals._wire.custody import Custody, Watcher
+from pgsignals._wire.poller import Line, Poller
 
 # A zero-timeout poll drains what is there; with a sender faster than us it still ends after this
 # many notifications.
 _POLL_MOST = 1 << 20
-
-
-#: Types, not their subclasses, whose ``calm`` says that the last ``drain()`` reached neither the
-#: end nor its limit; other members are asked for ``closed`` and ``more`` each time.
-calm_types: set[type[Any]] = set()
 
 
 class Member(Protocol):
@@ -151,6 +129,133 @@ def _check_member(member: object) -> object:
     return member
 
 
+class _Entry:
+    """A member, as the poller sees it: anything with ``fileno()``, ``closed`` and ``drain()``.
+
+    It is its own session, which is what the member says of itself.
+    """
+
+    __slots__ = ("__weakref__", "member")
+
+    silent = True
+
+    def __init__(self, member: Any) -> None:
+        self.member = member
+
+    def __repr__(self) -> str:
+        return repr(self.member)
+
+    @property
+    def session(self) -> Line | None:
+        return self
+
+    @property
+    def more(self) -> bool:
+        return False
+
+    @property
+    def contended(self) -> bool:
+        return False
+
+    @property
+    def shared(self) -> bool:
+        return False
+
+    @property
+    def ended(self) -> bool:
+        return bool(self.member.closed)
+
+    @property
+    def closed(self) -> bool:
+        return bool(self.member.closed)
+
+    def fileno(self) -> int:
+        number: int = self.member.fileno()
+        return number
+
+    def drain(self) -> list[Notification]:
+        drained = self.member.drain()
+        return drained if type(drained) is list else list(drained)
+
+    @property
+    def is_open_again(self) -> bool:
+        """Whether it has another session since it ended."""
+        return False
+
+    def leave(self) -> None:
+        """It is not watched any more."""
+
+
+class _Ours(_Entry):
+    """A :class:`Database`, and what only it reports."""
+
+    __slots__ = ("_custody", "_poller")
+
+    silent = False
+
+    def __init__(
+        self, member: Any, custody: Custody, poller: Poller[_Entry, list[Notification]]
+    ) -> None:
+        super().__init__(member)
+        self._custody = custody
+        self._poller = weakref.ref(poller)  # no cycle: files are given back at once
+        custody.add_watcher(self)
+
+    @property
+    def session(self) -> Line | None:
+        return self._custody.session
+
+    def drain(self) -> list[Notification]:
+        return self._custody.drain()
+
+    @property
+    def is_open_again(self) -> bool:
+        return not self._custody.closed
+
+    def touched(self, _: object) -> None:
+        if (poller := self._poller()) is not None:
+            poller.touched(self)
+
+    def leave(self) -> None:
+        self._custody.remove_watcher(self)
+
+
+class _Subclass(_Ours):
+    """One of a subclass, which may override what its base says of itself."""
+
+    __slots__ = ()
+
+    @property
+    def session(self) -> Line | None:
+        return self
+
+    def drain(self) -> list[Notification]:
+        return _Entry.drain(self)
+
+    def _session_is(self, what: str) -> bool:
+        return bool(getattr(self._custody.session, what, False))
+
+    @property
+    def more(self) -> bool:
+        return self._session_is("more") and not self._session_is("ended")
+
+    @property
+    def contended(self) -> bool:
+        return self._session_is("contended")
+
+    @property
+    def shared(self) -> bool:
+        return self._session_is("shared")
+
+
+def _entry_of(member: Any, poller: Poller[_Entry, list[Notification]]) -> _Entry:
+    custody = getattr(member, "_custody", None)
+    if not isinstance(custody, Custody):
+        return _Entry(member)
+    exact = "_custody" in vars(type(member))  # the slot of Database, which subclasses inherit
+    return (_Ours if exact else _Subclass)(member, custody, poller)
+
+
 class NotificationManager:
     """Waits on many connections and yields what arrives.
 
@@ -178,32 +283,21 @@ class NotificationManager:
         self.garbage: set[Any] = set()
         """Connections that have ended.  Never emptied by the manager; adding one of them to
         :attr:`connections` again takes it out."""
-        self._waker = Waker()
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._waker, selectors.EVENT_READ)
-        self._watched: dict[Any, int] = {}
-        self._silent: set[Any] = set()  # members that cannot report what a statement collected
-        self._lent: set[Any] = set()  # members whose end other code may notice first
-        self._look_at_lent = 0.0  # when
-        self._resting: dict[Any, float] = {}  # members in use by a thread, and until when
-        self._more: set[Any] = set()  # members whose last drain() has left something
+        self._poller: Poller[_Entry, list[Notification]] = Poller("a NotificationManager")
+        self._entries: dict[Any, _Entry] = {}  # what the poller watches, by member
         self._changed = True
-        self._touched: deque[Any] = deque()
-        self._pairs: OrderedDict[Any, list[Notification]] = OrderedDict()
-        self._ending: set[Any] = set()  # those that go to garbage with their pair
         self._interrupted = False
         self._since: float | None = None  # start of the interval that an idle event ends
         self._looked = False  # at the wire, since an idle event is due or a poll began
 
     def __del__(self) -> None:
-        if hasattr(self, "_selector"):
+        if hasattr(self, "_poller"):
             self.close()
 
     def close(self) -> None:
         """Release the manager's own file descriptors; the connections are left alone.  It cannot
         be iterated afterwards.  A manager that is garbage-collected does this by itself."""
-        self._selector.close()
-        self._waker.close()
+        self._poller.close()
 
     # -- what users change -----------------------------------------------------------------------
 
@@ -230,7 +324,7 @@ class NotificationManager:
         :param seconds: as the constructor's ``timeout``.
         """
         self._timeout = check_timeout(seconds)
-        self._wake()
+        self._poller.wake()
 
     def interrupt(self) -> None:
         """Ask for one idle event, after what has been collected.
@@ -239,25 +333,11 @@ class NotificationManager:
         while no thread iterates, and several that are still pending may become one.
         """
         self._interrupted = True
-        self._wake()
-
-    # -- what members report ---------------------------------------------------------------------
-
-    def touched(self, member: Any) -> None:
-        """*member* was closed or reopened, or has collected something besides the socket.
-
-        Called by databases, from any thread.
-        """
-        self._touched.append(member)
-        self._wake()
+        self._poller.wake()
 
     def _members_changed(self) -> None:
         self._changed = True
-        self._wake()
-
-    def _wake(self) -> None:
-        self._birth.check("a NotificationManager")  # a forked child shares the sockets
-        self._waker.wake()
+        self._poller.wake()
 
     # -- the iterator ----------------------------------------------------------------------------
 
@@ -269,8 +349,8 @@ class NotificationManager:
         if self._since is None:
             self._since = time.monotonic()
         while True:
-            if self._pairs:
-                return self.next_pair()
+            if self._poller.has_pairs:
+                return self._next_pair()
             timeout = self._timeout
             polling = timeout is not None and timeout == 0
             if not self._connections or (polling and self._looked):
@@ -293,209 +373,57 @@ class NotificationManager:
         if due and self._looked:
             self._interrupted = False
             return True
-        self.collect(0 if due else seconds)
+        self._collect(0 if due else seconds)
         self._looked = due
         return False
 
     def _poll(self) -> None:
-        """Collect all that is there; a flood comes in shares."""
-        self.collect(0)
+        """Collect all that is there."""
+        self._follow_members()
+        self._poller.collect_all(_POLL_MOST)
         self._looked = True
-        for member, notifications in self._pairs.items():
-            before = 0
-            while before < len(notifications) < _POLL_MOST and member not in self._ending:
-                before = len(notifications)
-                self._drain(member)
+        self._bury_ended()
 
-    @property
-    def has_pairs(self) -> bool:
-        """Whether :meth:`next_pair` has one."""
-        return bool(self._pairs)
+    def _collect(self, seconds: float | None) -> None:
+        self._follow_members()
+        self._poller.collect(seconds)
+        self._bury_ended()
 
-    def next_pair(self) -> Pair:
-        """The oldest pair that :meth:`collect` has left.
+    def _next_pair(self) -> Pair:
+        entry, notifications = self._poller.take()
+        self._bury_ended()
+        return entry.member, notifications
 
-        :raises IndexError: there is none.
-        """
-        if not self._pairs:
-            raise IndexError("nothing has been collected")
-        member, notifications = self._pairs.popitem(last=False)
-        if member in self._ending:
-            self._ending.remove(member)
-            self._bury(member)
-        return member, notifications
-
-    # -- the loop's one turn ---------------------------------------------------------------------
-
-    def collect(self, seconds: float | None) -> None:
-        """Wait at most *seconds* for something to arrive or to change, and collect it.
-
-        The turn of the loop that iterating is made of; it gives no idle events and does not end
-        when no connection is left.  It may return early with nothing.
-
-        :param seconds: None waits without limit, 0 looks without waiting.
-        """
-        before = len(self._connections)
-        if self._changed:
-            self._follow_members()
-        if self._touched:
-            for _ in range(len(self._touched)):  # not those that are touched by it
-                self._follow(self._touched.popleft())
-        if self._lent:
-            seconds = self._look_at_those_lent(seconds)
-        if self._resting:
-            seconds = self._look_at_those_resting(seconds)
-        again = self._silent | self._more if self._silent or self._more else ()
-        for member in again:
-            self._drain(member)
-        if self._pairs or self._more or len(self._connections) < before:
-            seconds = 0  # there is something to say already, or to read
-        elif seconds is not None:
-            seconds = min(seconds, _LONGEST_WAIT)
-        began = time.monotonic() if seconds else 0.0
-        ready = self._selector.select(seconds)
-        if not ready and (seconds is None or (seconds and time.monotonic() - began < seconds)):
-            self._renew_selector()
-        for key, _ in ready:
-            if key.data is None:
-                self._waker.clear()
-            elif not again or key.data not in again:
-                self._drain(key.data)
-
-    def _look_at_those_lent(self, seconds: float | None) -> float:
-        """Check whether a member has ended behind our back, or another's statement has left data in
-        libpq that no socket will show, and return how long to wait before the next check."""
-        now = time.monotonic()
-        if seconds == 0 or now >= self._look_at_lent:
-            self._look_at_lent = now + _LOOK
-            for member in tuple(self._lent):
-                self._drain(member)
-        left = self._look_at_lent - now
-        return left if seconds is None else min(seconds, left)
-
-    def _look_at_those_resting(self, seconds: float | None) -> float | None:
-        """Watch again those that have rested, and return how long to wait for the others."""
-        now = time.monotonic()
-        for member in [member for member, until in self._resting.items() if now >= until]:
-            del self._resting[member]
-            self._follow(member)
-        left = min((until - now for until in self._resting.values()), default=None)
-        return seconds if left is None or (seconds is not None and seconds < left) else left
-
-    def _drain(self, member: Any) -> None:
-        notifications: list[Notification] = []
-        calm, ended = False, True
-        try:
-            drained = member.drain()
-            ready = type(drained) is list or isinstance(drained, Burst)
-            notifications = drained if ready else list(drained)
-            calm = type(member) in calm_types and member.calm
-            ended = not calm and member.closed
-        except Error as exc:
-            logger.debug("%r cannot be drained: %s", member, exc)
-        except Exception:
-            logger.warning("%r cannot be drained; it is moved to garbage", member, exc_info=True)
-        if notifications:
-            before = self._pairs.setdefault(member, notifications)
-            if before is not notifications:
-                before += notifications
-        if not calm:
-            self._look_at(member, ended)
-        elif self._more:
-            self._more.discard(member)
-
-    def _look_at(self, member: Any, ended: bool) -> None:
-        """*member* has ended, or has more to read."""
-        if getattr(member, "more", None) is True:
-            self._more.add(member)
-        else:
-            self._more.discard(member)
-        if not ended and getattr(member, "contended", None) is True:
-            self._rest(member)
-        if ended:
-            self._unwatch(member)
-            if member in self._pairs:
-                self._ending.add(member)
-            else:
-                self._bury(member)
-
-    def _rest(self, member: Any) -> None:
-        """Do not watch a member whose connection a thread is using; it takes what arrives."""
-        if member in self._watched:
-            self._unregister(member)
-            self._watched[member] = -1
-            self._resting[member] = time.monotonic() + _REST
-
-    def _bury(self, member: Any) -> None:
-        if member in self._connections:
-            set.discard(self._connections, member)  # without waking ourselves
-            self.garbage.add(member)
-
-    # -- what the selector watches ---------------------------------------------------------------
+    # -- members and what the poller watches -----------------------------------------------------
 
     def _follow_members(self) -> None:
+        if not self._changed:
+            return
         self._changed = False
         members = set(self._connections)  # a copy: other threads may change it
-        for member in self._watched.keys() - members:
-            self._unwatch(member)
-        for member in members - self._watched.keys():
+        for entry in self._poller.ending:
+            if entry.is_open_again:
+                del self._entries[entry.member]
+        for member in self._entries.keys() - members:
+            self._poller.unwatch(entry := self._entries.pop(member))
+            entry.leave()
+        for member in members - self._entries.keys():
             self.garbage.discard(member)
-            if callable(watch := getattr(member, "add_watcher", None)):
-                watch(self)
-            self._register(member)
+            entry = self._entries[member] = _entry_of(member, self._poller)
+            self._poller.watch(entry, silent=entry.silent)
 
-    def _follow(self, member: Any) -> None:
-        """Look again at a member whose socket may be another one now."""
-        if member in self._watched:
-            self._unregister(member)
-            self._register(member)
+    def _bury_ended(self) -> None:
+        while self._poller.ended:
+            entry = self._poller.ended.popleft()
+            entry.leave()
+            if self._entries.get(entry.member) is not entry:
+                continue  # removed, or open again
+            del self._entries[entry.member]
+            if entry.member in self._connections:
+                set.discard(self._connections, entry.member)  # without waking ourselves
+                self.garbage.add(entry.member)
 
-    def _register(self, member: Any) -> None:
-        self._watched[member] = -1
-        handed_out = getattr(member, "handed_out", None)
-        if handed_out is None:
-            self._silent.add(member)
-        elif handed_out:
-            self._lent.add(member)
-        self._drain(member)  # it may hold something already, or have ended
-        if member not in self._watched or member in self._resting:
-            return
-        try:
-            number = member.fileno()
-            if number in self._selector.get_map():  # of a socket that was closed meanwhile
-                self._selector.unregister(number)
-            self._selector.register(number, selectors.EVENT_READ, member)
-            self._watched[member] = number
-        except (Error, OSError, ValueError):  # it ended between the two
-            self._drain(member)
-            self._unwatch(member)
-            self._bury(member)
-
-    def _renew_selector(self) -> None:
-        """The kernel has woken us for a socket that we no longer watch.  It was closed before it
-        could be taken out of the selector, and a forked child that inherited it keeps it alive:
-        only a new selector ends that."""
-        self._selector.close()
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._waker, selectors.EVENT_READ)
-        for member, number in self._watched.items():
-            try:
-                self._selector.register(number, selectors.EVENT_READ, member)
-            except (OSError, ValueError, KeyError):  # look at it again
-                self._touched.append(member)
-
-    def _unregister(self, member: Any) -> None:
-        number = self._watched.pop(member)
-        key = self._selector.get_map().get(number) if number >= 0 else None
-        if key is not None and key.data is member:
-            self._selector.unregister(number)
-
-    def _unwatch(self, member: Any) -> None:
-        if member in self._watched:
-            self._unregister(member)
-        self._silent.discard(member)
-        self._lent.discard(member)
-        self._resting.pop(member, None)
-        self._more.discard(member)
-        if callable(unwatch := getattr(member, "remove_watcher", None)):
-            unwatch(self)
+    def _watcher_of(self, member: Any) -> Watcher | None:
+        """What hears of a :class:`Database` that is watched."""
+        entry = self._entries.get(member)
+        return entry if isinstance(entry, _Ours) else None

@@ -204,7 +204,7 @@ def test_stop_0_of_many_databases_whose_connections_others_hold(dsn: str) -> Non
     databases = [Database(connect=connect) for _ in range(20)]
     reactor = Reactor(*databases, probe_interval=None)
     reactor.start()
-    sessions = [database._session for database in databases]
+    sessions = [database._custody.session for database in databases]
     with contextlib.ExitStack() as locks:
         for session in sessions:
             assert session is not None

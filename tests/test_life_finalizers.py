@@ -221,26 +221,31 @@ def test_statement_in_the_middle_of_another_one_is_refused(
     assert len(told) == 1
 
 
+class Told:
+    """What a manager has a database tell."""
+
+    def touched(self, watched: object) -> None: ...
+
+
 def test_watching_in_the_middle_of_watching(
-    connect: Connect, channel: str, monkeypatch: pytest.MonkeyPatch
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    database = connect()
-    database.listen(channel)
-    first, second = NotificationManager(timeout=0), NotificationManager(timeout=0)
+    custody = connect()._custody
+    first, second = Told(), Told()
     original = weakref.ref
     armed = [True]
 
     def ref(*args: Any) -> Any:
         if armed and args[0] is first:
             armed.clear()
-            database.add_watcher(second)
+            custody.add_watcher(second)
         return original(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr("pgsignals.database.weakref.ref", ref)
-        Background(database.add_watcher, first).result()
+        patch.setattr("pgsignals._wire.custody.weakref.ref", ref)
+        Background(custody.add_watcher, first).result()
 
-    assert {watcher() for watcher in database._watchers} == {first, second}
+    assert {watcher() for watcher in custody._watchers} == {first, second}
 
 
 # The collector itself

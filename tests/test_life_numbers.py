@@ -85,7 +85,7 @@ each_kind = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS.keys())
 
 def let_libpq_close(database: Database, admin: Admin) -> int:
     """The number that the socket had, which libpq has closed and we have not noticed."""
-    session = database._session
+    session = database._custody.session
     assert session is not None
     number = session.pgconn.socket
     admin.kill(session.backend_id)
@@ -97,8 +97,8 @@ def let_libpq_close(database: Database, admin: Admin) -> int:
 
 
 def shutdown(database: Database) -> None:
-    assert database._session is not None
-    database._session.shutdown()
+    assert database._custody.session is not None
+    database._custody.session.shutdown()
 
 
 def in_libpq(session: Session) -> bool:
@@ -204,9 +204,9 @@ def test_closed_database_has_no_number(connect: Connect, admin: Admin) -> None:
 
     with pytest.raises(ClosedError):
         database.fileno()
-    assert database._session is not None
+    assert database._custody.session is not None
     with pytest.raises(ClosedError, match="no longer has a socket"):
-        database._session.fileno()
+        database._custody.session.fileno()
 
 
 def numbers() -> int:
@@ -240,7 +240,7 @@ def test_every_number_is_given_back(
     for ending in ("close", "loss", "drop"):
         database = make(dsn)
         database.listen("a")
-        connection = database._session and database._session.connection
+        connection = database._custody.session and database._custody.session.connection
         if ending == "loss":
             let_libpq_close(database, admin)
             list(database.wait(0))
@@ -265,7 +265,7 @@ def test_close_never_enters_libpq_while_another_thread_may_be_inside(
     if make is wrapped:
         pytest.skip("its owner closes it")
     database = make(dsn)
-    session = database._session
+    session = database._custody.session
     assert session is not None
     finished: list[object] = []
     with monkeypatch.context() as patch:
@@ -289,7 +289,7 @@ def test_statement_that_a_close_interrupts_closes_when_it_comes_out(
     connect: Connect, admin: Admin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database = connect()
-    session, backend = database._session, database.backend_id
+    session, backend = database._custody.session, database.backend_id
     assert session is not None
     sleeping = Background(database.notify, "x")
     sleeping.result()
@@ -349,14 +349,14 @@ def test_manager_does_not_spin_over_what_a_forked_child_keeps_open(
         admin.kill(databases[0].backend_id)
         wait_until(lambda: next(manager) is None and manager.garbage == {databases[0]})
         turns = 0
-        collect = manager.collect
+        collect = manager._poller.collect
 
         def count(seconds: float | None) -> None:
             nonlocal turns
             turns += 1
             collect(seconds)
 
-        monkeypatch.setattr(manager, "collect", count)
+        monkeypatch.setattr(manager._poller, "collect", count)
         assert next(manager) is None
         assert turns < 20
         databases[1].listen("a")

@@ -19,6 +19,7 @@ import pytest
 
 from pgsignals import Database, Notification, NotificationManager
 from pgsignals._wire import session as _driver
+from pgsignals._wire.custody import Custody
 from pgsignals._wire.waker import Waker
 from pgsignals.errors import ConnectionLostError
 from pgsignals.testing import Proxy, kill_listener
@@ -989,7 +990,7 @@ def test_connections_that_another_thread_replaces_count_at_once(
 
 
 def is_being_watched(database: Database) -> bool:
-    return any(watcher() is not None for watcher in database._watchers)
+    return any(watcher() is not None for watcher in database._custody._watchers)
 
 
 @pytest.mark.spec("6.4", "12.11", "N16")
@@ -1562,85 +1563,15 @@ def test_member_that_holds_something_is_served_though_its_socket_is_silent(
         assert next(manager) == (station, [("air", number, 1)])
 
 
-class Share(Station):
-    """Gives what arrived in shares of one, or every other time nothing at all."""
-
-    handed_out = False
-
-    def __init__(self, *, halting: bool = False) -> None:
-        super().__init__()
-        self.more = False
-        self.drains = 0
-        self._halting = halting
-
-    def drain(self) -> list[Notification]:
-        arrived = super().drain()
-        self.drains += 1
-        share = 0 if self._halting and self.drains % 2 == 0 else 1
-        self.arrived = arrived[share:]
-        self.more = bool(self.arrived)
-        return arrived[:share]
-
-
-def test_poll_gives_all_shares_at_once() -> None:
-    member = Share()
-    member.send("1", "2", "3")
-
-    (event,) = NotificationManager(member, timeout=0)
-
-    assert payloads(pair(event)[1]) == ["1", "2", "3"]
-    member.close()
-
-
-@pytest.mark.parametrize("halting", [False, True])
-def test_member_that_has_more_is_drained_again_though_its_socket_is_silent(halting: bool) -> None:
-    member = Share(halting=halting)
-    manager = NotificationManager(member, timeout=LONG)
-    background = waiting(manager)
-    member.send("1", "2", "3")
-    began = time.monotonic()
-
-    assert background.result() == (member, [("air", "1", 1)])
-    assert next(manager) == (member, [("air", "2", 1)])
-    assert next(manager) == (member, [("air", "3", 1)])
-    assert time.monotonic() - began < LONG
-    drains = member.drains
-    manager.collect(0)
-    assert member.drains == drains
-    member.close()
-
-
-def test_member_that_has_more_and_is_removed_is_left_alone() -> None:
-    member, other = Share(halting=True), Share()
-    manager = NotificationManager(member, other)
-    member.send("1", "2", "3")
-    manager.collect(0)
-    assert next(manager) == (member, [("air", "1", 1)])
-
-    manager.connections.remove(member)
-    drains = member.drains
-    manager.collect(0)
-    assert (member.drains, payloads(member.arrived)) == (drains, ["2", "3"])
-
-    manager.connections.add(member)
-    assert [pair(next(manager)) for _ in "23"] == [
-        (member, [("air", "2", 1)]),
-        (member, [("air", "3", 1)]),
-    ]
-    member.close()
-    other.close()
-
-
 def test_member_may_call_something_else_more() -> None:
     class Member(Station):
         def more(self) -> None:
             raise AssertionError("nobody asked for it")
 
     member = Member()
-    collecting = Background(NotificationManager(member).collect, None)
-    collecting.until_it_waits()
+    background = waiting(NotificationManager(member))
     member.send("1")
-    collecting.result()
+    assert background.result() == (member, [("air", "1", 1)])
     member.close()
 
 
@@ -1763,12 +1694,12 @@ def test_after_a_flood_nobody_is_asked_again_and_again(
 ) -> None:
     monkeypatch.setattr(_driver, "READS", 1)
     drains = 0
-    drain = Database.drain
+    drain = Custody.drain
 
-    def counting(database: Database) -> list[Notification]:
+    def counting(custody: Custody) -> list[Notification]:
         nonlocal drains
         drains += 1
-        return drain(database)
+        return drain(custody)
 
     admin.flood(channel, 20_000)
     manager = NotificationManager(listener)
@@ -1777,8 +1708,11 @@ def test_after_a_flood_nobody_is_asked_again_and_again(
         event = next(manager)
         assert event is not None
         got += len(event[1])
-    monkeypatch.setattr(Database, "drain", counting)
+    monkeypatch.setattr(Custody, "drain", counting)
     manager.settimeout(0.2)
 
     assert next(manager) is None
     assert drains < 10
+    admin.notify(channel, "last")
+    assert next(manager) is not None
+    assert drains > 0, "they are not counted"

@@ -394,7 +394,7 @@ def test_sessions_of_a_reactor_have_none(planted: Planted) -> None:
 
 def test_search_path_is_emptied(connect: Connect) -> None:
     database = connect()
-    database.clear_search_path()
+    database._clear_search_path()
 
     assert path_of(database) == ""
 

@@ -145,7 +145,7 @@ class Life:
         for link in self.reader.links:
             service = _Service(self, link)
             self._served.append((link.database, service))
-            session = link.database.lend(service)
+            session = link.database._custody.lend(service)
             if session is not None:
                 self._borrowed[link.database] = session
         _living.add(self)
@@ -261,7 +261,7 @@ class Life:
 
     def _take_back(self) -> None:
         for database, service in self._served:
-            database.take_back(service)
+            database._custody.take_back(service)
 
     # -- what the reader and its links report (Duties); on the reader's thread --------------------
 

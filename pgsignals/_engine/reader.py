@@ -12,18 +12,19 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 from pgsignals._dispatch.backlog import Backlog
+from pgsignals._pure.burst import Burst
 from pgsignals._pure.phases import Event, Lifecycle
 from pgsignals._pure.states import State
 from pgsignals._runtime.log import Log
 from pgsignals._runtime.shared import Shared
 from pgsignals._sources.listen import Events, Link, Settings, now_utc
+from pgsignals._wire.poller import Poller
 from pgsignals._wire.session import Session
 from pgsignals.database import Database
 from pgsignals.errors import ConnectError
-from pgsignals.manager import NotificationManager
 
 logger = Log("pgsignals.reactor")
 
@@ -58,7 +59,7 @@ class Duties(Events, Protocol):
 
 
 class Reader:
-    """Runs the loop of a :class:`~pgsignals.NotificationManager` over its links.
+    """Runs the loop of a :class:`.poller.Poller` over its links.
 
     :param idle: seconds between idle events, None for none.
     """
@@ -79,7 +80,7 @@ class Reader:
         self._backlog = backlog
         backlog.on_wait = self.wake_waiters
         self._settings = settings
-        self._manager = NotificationManager()
+        self._poller: Poller[Link, Burst] = Poller("a Reactor")
         self._commands: deque[Callable[[], None]] = deque()
         self._changed = threading.Condition()
         self._over = False
@@ -172,11 +173,11 @@ class Reader:
         """Look up what is due no later than *deadline*, as ``time.monotonic()``."""
         self._recheck = True
         if deadline < self._due:
-            self._manager.interrupt()
+            self._poller.wake()
 
     def _wake(self) -> None:
         self._recheck = True
-        self._manager.interrupt()
+        self._poller.wake()
 
     @property
     def error(self) -> Exception | None:
@@ -187,11 +188,11 @@ class Reader:
 
     def watch(self, link: Link) -> None:
         """Watch the session that *link* has adopted."""
-        self._manager.connections.add(link)
+        self._poller.watch(link)
 
     def read_soon(self, link: Link) -> None:
         """Drain *link* in the next turn, whatever its socket says."""
-        self._manager.touched(link)
+        self._poller.touched(link)
 
     def recheck(self) -> None:
         """Look up what is due before the next wait."""
@@ -217,7 +218,7 @@ class Reader:
             self._recheck = False
             self._due = self._run_due(now)
         # Set meanwhile: something may be due sooner.
-        self._manager.collect(0.0 if self._recheck else max(self._due - now, 0.0))
+        self._poller.collect(0.0 if self._recheck else max(self._due - now, 0.0))
         # Not when it returned: where the whole program has stood still, it returns without a look.
         self._read_at = now
         self._deliver()
@@ -256,9 +257,8 @@ class Reader:
 
     def _deliver(self) -> None:
         """Queue what has been collected, then take up what has ended."""
-        while self._manager.has_pairs:
-            burst: Any  # what a link drains, not a list
-            link, burst = self._manager.next_pair()
+        while self._poller.has_pairs:
+            link, burst = self._poller.take()
             if (drops := link.dropped_early) is not None:
                 link.dropped_early = None
                 self._backlog.overflow(link, drops)
@@ -266,9 +266,9 @@ class Reader:
             link.counters.last_received = time.time()
             self._backlog.put(link, burst, link.proven_since, now_utc())
             self.events.queued(link)
-        while self._manager.garbage:
+        while self._poller.ended:
             self._recheck = True
-            link = self._manager.garbage.pop()
+            link = self._poller.ended.popleft()
             link.guarded(link.ended)
 
     def _check_links(self) -> None:
@@ -291,7 +291,7 @@ class Reader:
 
         :param deadline: as in :meth:`Backlog.join`; giving back does not keep to it.
         """
-        self._manager.collect(0)
+        self._poller.collect(0)
         self._deliver()
         staying = [link for link in self.links if link.database in give_back and not link.closed]
         others = [link for link in self.links if link not in staying]
@@ -323,7 +323,7 @@ class Reader:
                 break
             for link in self.links:
                 link.guarded(partial(link.send_again, now))
-            self._manager.collect(min(until - now, LAST_TRIES))
+            self._poller.collect(min(until - now, LAST_TRIES))
             self._run_commands()
             self._deliver()
         if unanswered and by == last:
@@ -336,8 +336,8 @@ class Reader:
             link.control.forget()
             if link.session is not None:
                 link.session.forget()
-            link.database.forget()
-        self._manager.close()
+            link.database._custody.forget()
+        self._poller.close()
 
     def close(self, by: float) -> None:
         """Close what handlers could still use; a session that comes too late is closed, too.
@@ -353,4 +353,4 @@ class Reader:
             link.control.begin_close()
         for link in self.links:
             link.control.close(by)
-        self._manager.close()
+        self._poller.close()

@@ -198,36 +198,11 @@ class Link:
         active = self.condition.registrations.active if listening else ()
         return tuple(sorted(set(active) - {PROBE_CHANNEL}))
 
-    # -- as a member of the manager --------------------------------------------------------------
-
-    def fileno(self) -> int:
-        return self.upkeep.session.fileno() if self.upkeep.session else -1
+    # -- as the poller sees it -------------------------------------------------------------------
 
     @property
     def closed(self) -> bool:
         return self.upkeep.closed
-
-    @property
-    def more(self) -> bool:
-        return (
-            self.upkeep.session is not None
-            and self.upkeep.session.more
-            and not self.upkeep.session.ended
-        )
-
-    @property
-    def handed_out(self) -> bool:
-        return self.upkeep.session is not None and self.upkeep.session.shared
-
-    @property
-    def contended(self) -> bool:
-        return self.upkeep.session is not None and self.upkeep.session.contended
-
-    def add_watcher(self, watcher: object) -> None:
-        """Nothing arrives but through the socket, which only the reader touches."""
-
-    def remove_watcher(self, watcher: object) -> None:
-        """See :meth:`add_watcher`."""
 
     def drain(self) -> Burst:
         """What the socket has for users."""
@@ -371,7 +346,7 @@ class Link:
         now = time.monotonic()
         resumed = condition.past.synced(now)
         if session is not None:
-            self.database.renew(session)
+            self.database._custody.renew(session)
             session.deliver(self._collected, self._collected_more)
         if self._canaries.behind_pooler:
             logger.warning(
