@@ -290,10 +290,6 @@ class NotificationManager:
         self._since: float | None = None  # start of the interval that an idle event ends
         self._looked = False  # at the wire, since an idle event is due or a poll began
 
-    def __del__(self) -> None:
-        if hasattr(self, "_poller"):
-            self.close()
-
     def close(self) -> None:
         """Release the manager's own file descriptors; the connections are left alone.  It cannot
         be iterated afterwards.  A manager that is garbage-collected does this by itself."""

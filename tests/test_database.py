@@ -1258,3 +1258,22 @@ def test_loss_of_an_earlier_session_is_not_told_of_a_later_one(
     with pytest.raises(ClosedError) as caught:
         database.notify("x")
     assert "57P01" not in str(caught.value)
+
+
+# What is public
+
+
+def public_names(cls: type[object]) -> set[str]:
+    return {name for name in dir(cls) if not name.startswith("_")}
+
+
+def test_public_names_are_those_that_are_documented(dsn: str) -> None:
+    """What only we need stands in ``_access`` and ``_custody``."""
+    life = {"open", "close", "closed", "wrap", "wrapped", "name", "backend_id", "fileno"}
+    channels = {"listen", "unlisten", "listening_channels", "notify"}
+    arrivals = {"wait", "iternotifies", "drain"}
+    psycopg = {"execute", "transaction", "connection"}
+    with Database(dsn) as database:
+        assert set(vars(database)) == set()
+
+    assert public_names(Database) == life | channels | arrivals | psycopg

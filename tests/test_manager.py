@@ -1716,3 +1716,13 @@ def test_after_a_flood_nobody_is_asked_again_and_again(
     admin.notify(channel, "last")
     assert next(manager) is not None
     assert drains > 0, "they are not counted"
+
+
+# What is public
+
+
+def test_public_names_are_those_that_are_documented() -> None:
+    manager = NotificationManager()
+    names = {name for name in (*dir(NotificationManager), *vars(manager)) if name[0] != "_"}
+
+    assert names == {"close", "connections", "garbage", "gettimeout", "interrupt", "settimeout"}

@@ -112,6 +112,10 @@ class Poller(Generic[W, A]):
         self._look_at_lent = 0.0  # when
         self._resting: dict[W, float] = {}  # until when
 
+    def __del__(self) -> None:
+        if hasattr(self, "_selector"):
+            self.close()
+
     def close(self) -> None:
         """Release its own file numbers; the sessions are left alone."""
         self._selector.close()
@@ -153,10 +157,6 @@ class Poller(Generic[W, A]):
         self._lent.discard(watched)
         self._resting.pop(watched, None)
         self._more.discard(watched)
-
-    def knows(self, watched: W) -> bool:
-        """Whether it is watched, or its arrivals have not been taken."""
-        return watched in self._watched or watched in self._pairs
 
     @property
     def ending(self) -> frozenset[W]:
