@@ -24,7 +24,7 @@ project_copyright = author
 version = release = pgsignals.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.intersphinx"]
-nitpick_ignore = [("py:class", f"pgsignals.{name}") for name in ("signals.F", "testing._waiting.T")]
+nitpick_ignore_regex = [("py:class", r"pgsignals\.[\w.]+\.[A-Z]")]  # type variables
 
 html_theme = "furo"
 html_title = f"pgsignals {version}"
