@@ -28,6 +28,7 @@ from pgsignals import (
     channel,
     on_channel,
 )
+from pgsignals._engine import finishing as _finishing
 from pgsignals._engine import reader as _reader
 from pgsignals.testing import Proxy, kill_listener
 from tests.support.admin import Admin, stopped
@@ -444,7 +445,7 @@ def test_stop_hears_what_a_handlers_transaction_has_notified(
 def test_stop_does_not_wait_long_for_what_the_reactor_has_notified(
     dsn: str, channel: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(_reader, "LAST_ANSWERS", 0.1)
+    monkeypatch.setattr(_finishing, "LAST_ANSWERS", 0.1)
     reactor = Reactor(dsn)
     arrived = collect(reactor, channel)
     reactor.start()

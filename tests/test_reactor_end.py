@@ -11,8 +11,8 @@ import psycopg
 import pytest
 
 from pgsignals import Database, Notification, Reactor
+from pgsignals._engine import finishing as _finishing
 from pgsignals._engine import life as _life
-from pgsignals._engine import reader as _reader
 from pgsignals.testing import Proxy
 from tests.support.admin import Admin, stopped
 from tests.support.arrivals import Connect
@@ -106,7 +106,7 @@ def test_stop_hears_what_was_notified_after_the_server_had_answered_the_probe_un
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """That answer is on its way, and fetches nothing; another one has to be asked for."""
-    monkeypatch.setattr(_reader, "LAST_ANSWERS", LONG)
+    monkeypatch.setattr(_finishing, "LAST_ANSWERS", LONG)
     database, other = Database(connect=Ways(proxied, dsn)), connect()
     reactor = Reactor(database, other, probe_interval=0.2, probe_timeout=LONG)
     heard = Heard(reactor, channel)
@@ -139,7 +139,7 @@ def test_stop_hears_what_was_notified_before_an_answer_came_that_was_asked_for_e
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """An answer fetches what was committed before it was asked for, not before it came."""
-    monkeypatch.setattr(_reader, "LAST_ANSWERS", LONG)
+    monkeypatch.setattr(_finishing, "LAST_ANSWERS", LONG)
     database = Database(connect=Ways(proxied, dsn))
     reactor = Reactor(database, probe_interval=0.2, probe_timeout=LONG)
     heard = Heard(reactor, channel)
@@ -179,7 +179,7 @@ def test_stop_hears_what_was_committed_after_the_last_answer_however_long_notify
     admin: Admin,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_reader, "LAST_ANSWERS", LONG)
+    monkeypatch.setattr(_finishing, "LAST_ANSWERS", LONG)
     database = Database(connect=Ways(dsn, proxied))
     reactor = Reactor(database, probe_interval=0.2, probe_timeout=LONG)
     heard = Heard(reactor, channel)

@@ -20,7 +20,10 @@ from pgsignals import (
     Notification,
     Reactor,
 )
+from pgsignals._dispatch.backlog import Backlog
 from pgsignals._engine import reader as _reader
+from pgsignals._engine.interest import Interest
+from pgsignals._engine.life import Life
 from pgsignals._pure import statements as _statements
 from pgsignals._sources.asking import Asker
 from pgsignals._sources.listen import Link
@@ -343,6 +346,115 @@ def test_bug_in_one_link_costs_its_session_alone_and_is_loud(
     assert len(loud) == 5
     assert all("bug in pgsignals" in record.getMessage() for record in loud)
     assert all(record.exc_info for record in loud)
+
+
+def once(
+    monkeypatch: pytest.MonkeyPatch, owner: type[Any], name: str, *spared: object
+) -> threading.Event:
+    """Have the first call of a method raise that is given none of *spared*."""
+    raised = threading.Event()
+    original = getattr(owner, name)
+
+    def fail(*args: Any, **given: Any) -> Any:
+        if raised.is_set() or any(one is other for one in args for other in spared):
+            return original(*args, **given)
+        raised.set()
+        raise LookupError(f"a bug in {name}")
+
+    monkeypatch.setattr(owner, name, fail)
+    return raised
+
+
+#: A step of the reader, and whether a bug in it costs a session.
+STEPS: dict[str, tuple[type[Any], str, bool]] = {
+    "interest": (Interest, "wanted", True),
+    "tick": (Link, "tick", True),
+    "next tick": (Link, "next_tick", True),
+    "read": (Link, "_drain", True),
+    "deliver": (Backlog, "put", True),
+    "ended": (Link, "ended", True),
+    "idle": (Life, "idle", False),
+    "check of the workers": (Life, "check_workers", False),
+}
+
+
+@pytest.mark.parametrize("step", [*STEPS, "command"])
+def test_bug_in_a_step_of_the_reader_costs_no_other_link_and_is_loud_once(
+    dsn: str,
+    channel: str,
+    admin: Admin,
+    step: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    owner, name, costs_a_session = STEPS.get(step, (object, "", False))
+    heard: list[tuple[Database, str]] = []
+    idle: list[object] = []
+    monkeypatch.setattr(_reader, "CHECK_WORKERS", 0.05)
+    with Reactor(dsn, dsn, channels=[channel], timeout=0.05, backoff=(0.01, 0.05)) as reactor:
+        reactor.any_channel.connect(
+            lambda db, notification: heard.append((db, notification.payload)), weak=False
+        )
+        reactor.idle.connect(idle.append, weak=False)
+        hurt, other = reactor.databases
+        life = reactor._engine.life
+        assert life is not None
+        if step == "command":
+            raised = threading.Event()
+
+            def fail() -> None:
+                raised.set()
+                raise LookupError("a bug in a command")
+
+            life.reader.command(fail)
+        else:
+            raised = once(monkeypatch, owner, name, other, life.link_of(other))
+        if step == "ended":
+            admin.kill(hurt.backend_id)
+        elif step == "interest":
+            reactor.listen(f"{channel}_more")
+        admin.notify(channel, "early")
+        wait_until(raised.is_set)
+        reconnects = [1 if costs_a_session else 0, 0]
+        wait_until(lambda: [one.reconnects for one in reactor.status().databases] == reconnects)
+        wait_until(lambda: all(one.state == "listening" for one in reactor.status().databases))
+        before = len(idle)
+        admin.notify(channel, "late")
+        wait_until(lambda: {(hurt, "late"), (other, "late")} <= set(heard))
+        wait_until(lambda: len(idle) > before)
+
+    (record,) = [one for one in caplog.records if one.levelno == logging.CRITICAL]
+    assert "bug in pgsignals" in record.getMessage()
+    assert record.exc_info
+    assert record.exc_info[0] is LookupError
+
+
+@pytest.mark.parametrize("where", ["give_back", "fetch_own", "stop"])
+def test_bug_at_the_end_of_one_link_leaves_no_session_behind(
+    dsn: str,
+    channel: str,
+    admin: Admin,
+    where: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    before = len(admin.sessions())
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        reactor = Reactor(Database.wrap(connection), dsn, channels=[channel])
+        ended: list[BaseException | None] = []
+        reactor.stopped.connect(lambda _, error: ended.append(error), weak=False)
+        reactor.start()
+        reactor.notify(channel, database=reactor.databases[1])  # to be fetched
+        raised = once(monkeypatch, Link, where)
+        assert reactor.stop()
+        assert raised.is_set()
+        wait_until(lambda: len(admin.sessions()) <= before + 1)  # its owner may have that one
+        assert not reactor.running
+    assert ended == [None]
+
+    (record,) = [one for one in caplog.records if one.levelno == logging.CRITICAL]
+    assert "bug in pgsignals" in record.getMessage()
+    assert record.exc_info
 
 
 @pytest.mark.parametrize("where", ["_turn", "_deliver", "finish"])

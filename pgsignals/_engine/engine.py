@@ -197,7 +197,7 @@ class Engine:
         """Have what is to be listened to computed anew, on the reader.  Neither blocks nor locks:
         it is called in any thread, at any point."""
         if (life := self.life) is not None and not self.birth.elsewhere:
-            life.reader.request()
+            life.reader.mailbox.request()
 
     def acknowledge_handlers(self) -> None:
         """Wait until that is listened to."""

@@ -320,7 +320,7 @@ class Life:
 
     def acknowledge(self, databases: Collection[Database]) -> None:
         """Have what is wanted now listened to, and wait until it is."""
-        self.reader.request()
+        self.reader.mailbox.request()
         self.wait_settled([link for link in self.reader.links if link.database in databases])
 
     def wait_settled(self, links: list[Link]) -> None:
@@ -331,7 +331,7 @@ class Life:
         # acknowledged before it returns.
         in_handler = current_worker(self.workers) is not None
         self.reader.wait_settled(
-            links, self.reader.requests, ACKNOWLEDGED_WITHIN, in_handler=in_handler
+            links, self.reader.mailbox.requests, ACKNOWLEDGED_WITHIN, in_handler=in_handler
         )
 
     def notify(self, database: Database, items: list[tuple[str, str]]) -> int:

@@ -9,17 +9,17 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from typing import Protocol
 
 from pgsignals._dispatch.backlog import Backlog
+from pgsignals._engine.finishing import wait_for_answers
+from pgsignals._engine.mailbox import Mailbox
 from pgsignals._pure.burst import Burst
 from pgsignals._pure.phases import Event, Lifecycle
 from pgsignals._pure.states import State
 from pgsignals._runtime.log import Log
-from pgsignals._runtime.shared import Shared
 from pgsignals._sources.listen import Events, Link, Settings, now_utc
 from pgsignals._wire.poller import Poller
 from pgsignals._wire.session import Session
@@ -28,14 +28,11 @@ from pgsignals.errors import ConnectError
 
 logger = Log("pgsignals.reactor")
 
-#: How long a server may take at the end to send what we have notified, and to forget our LISTENs
-#: on a session that is given back, in seconds.
-LAST_ANSWERS = 1.0
-
-#: How soon to retry, at the end, what waits for another's statement, in seconds.
-LAST_TRIES = 0.1
 #: How long the end waits, over all sessions, for other threads to leave them, in seconds.
 LET_GO = 1.0
+
+#: How soon to look again at a link that could not say when it is due, in seconds.
+AFTER_A_BUG = 1.0
 
 #: Seconds between two checks of the workers, such as for slow handlers.
 CHECK_WORKERS = 5.0
@@ -73,25 +70,30 @@ class Reader:
         settings: Settings,
         idle: float | None,
     ) -> None:
+        # Never replaced.
         self.events = events
         self.rng = random.Random()
         self._lifecycle = lifecycle
-        self.links = [Link(database, self, settings) for database in databases]
+        self._settings = settings
         self._backlog = backlog
         backlog.on_wait = self.wake_waiters
-        self._settings = settings
+        self.mailbox = Mailbox(self._wake)
         self._poller: Poller[Link, Burst] = Poller("a Reactor")
-        self._commands: deque[Callable[[], None]] = deque()
-        self._changed = threading.Condition()
-        self._over = False
-        self._requests: Shared[int] = Shared(0)  # any thread: how often wanted channels changed
+        self.links = [Link(database, self, settings) for database in databases]
+
+        # Any thread sets it, the reader's resets it: something may be due sooner than it thought.
+        self._recheck = True
+
+        # Written by the reader's thread, read by any.
+        self._due = 0.0  # when something is due next
+        self._over = False  # commands are run by those that post them
+
+        # The reader's thread.
         self._pushed = 0  # the latest request that the links have been given
-        self._recheck = True  # something has happened since due work was last looked up
         self._read_at = 0.0  # when every socket was last read
         self._idle = idle
         self._idle_at = float("inf")
         self._check_workers_at = 0.0
-        self._due = 0.0
 
     @property
     def starting(self) -> bool:
@@ -107,20 +109,9 @@ class Reader:
 
     def command(self, run: Callable[[], None]) -> None:
         """Have *run* called on the reader's thread.  Takes no lock."""
-        self._commands.append(run)
-        self._wake()
+        self.mailbox.post(run)
         if self._over:
             self._run_commands()
-
-    def request(self) -> None:
-        """The wanted channels have changed.  Takes no lock."""
-        self._requests.replace(lambda count: count + 1)
-        self._wake()
-
-    @property
-    def requests(self) -> int:
-        """The latest request, to wait for."""
-        return self._requests.value
 
     def wait_settled(
         self, links: Collection[Link], request: int, seconds: float, *, in_handler: bool
@@ -135,16 +126,12 @@ class Reader:
                 return True
             return all(link.settled >= request for link in links)
 
-        if not settled():
-            with self._changed:
-                in_time = self._changed.wait_for(settled, seconds)
-            if not in_time:
-                logger.warning("a LISTEN was not acknowledged within %.0f s; continuing", seconds)
+        if not self.mailbox.wait_for(settled, seconds):
+            logger.warning("a LISTEN was not acknowledged within %.0f s; continuing", seconds)
 
     def wait_started(self) -> Exception | None:
         """Wait until every link listens, and return None, or the error that keeps one from it."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self.starting)
+        self.mailbox.wait_for(lambda: not self.starting)
         return self.error
 
     def spawn(
@@ -160,8 +147,7 @@ class Reader:
 
     def wake_waiters(self) -> None:
         """Wake the threads that wait for a link or for the start."""
-        with self._changed:
-            self._changed.notify_all()
+        self.mailbox.wake_waiters()
 
     def stop(self) -> None:
         """Make :meth:`run` return.  Takes no lock; the reader wakes those who wait for it."""
@@ -202,10 +188,8 @@ class Reader:
         """Keep the links up until :meth:`stop`, or until none of them can go on."""
         self._push_interest()
         for link in self.links:
-            if (session := borrowed.get(link.database)) is not None:
-                link.borrow(session)
-            else:
-                link.connect()
+            session = borrowed.get(link.database)
+            link.guarded(link.connect if session is None else partial(link.borrow, session))
         if self._idle is not None:
             self._idle_at = time.monotonic() + self._idle
         while not self.stopping:
@@ -226,50 +210,73 @@ class Reader:
     def _run_due(self, now: float) -> float:
         """Do what is due, and say when more will be."""
         self._run_commands()
-        if self._pushed != self.requests:
+        if self._pushed != self.mailbox.requests:
             self._push_interest()
         for link in self.links:
             link.guarded(partial(link.tick, now, self._read_at))
         if now >= self._idle_at:
-            self.events.idle()
             self._idle_at = now + (self._idle or 0.0)
+            self._guarded("an idle event", self.events.idle)
         if now >= self._check_workers_at:
-            self.events.check_workers()
             self._check_workers_at = now + CHECK_WORKERS
+            self._guarded("a check of the workers", self.events.check_workers)
         self._check_links()
-        if self._commands or self.stopping:
+        if self.mailbox or self.stopping:
             return now
-        due = (link.next_tick(now) for link in self.links)
+        due = (self._next_tick(link, now) for link in self.links)
         return min(self._idle_at, self._check_workers_at, *due)
+
+    def _next_tick(self, link: Link, now: float) -> float:
+        try:
+            return link.next_tick(now)
+        except Exception as exc:  # noqa: BLE001 - as link.guarded()
+            link.upkeep.misfortune(exc)
+            return now + AFTER_A_BUG
+
+    def _guarded(self, what: str, run: Callable[[], None]) -> None:
+        """Run a step that is no link's; a bug of ours in it costs this step alone."""
+        try:
+            run()
+        except Exception:
+            logger.critical(
+                "bug in pgsignals: %s has failed; the reader goes on", what, exc_info=True
+            )
 
     def _push_interest(self) -> None:
         """Give each link the channels that it is to listen to."""
-        self._pushed = self.requests  # before they are computed: what changes then is another one
-        for link in self.links:
-            link.guarded(partial(self._push_to, link))
+        request = self._pushed = self.mailbox.requests  # before: what changes then is another one
 
-    def _push_to(self, link: Link) -> None:
-        link.want(self.events.wanted(link), self._pushed)
+        def push(link: Link) -> None:
+            link.want(self.events.wanted(link), request)
+
+        for link in self.links:
+            link.guarded(partial(push, link))
 
     def _run_commands(self) -> None:
-        while self._commands:
-            self._commands.popleft()()
+        while (command := self.mailbox.take()) is not None:
+            self._guarded("a command", command)
 
     def _deliver(self) -> None:
         """Queue what has been collected, then take up what has ended."""
         while self._poller.has_pairs:
             link, burst = self._poller.take()
-            if (drops := link.dropped_early) is not None:
-                link.dropped_early = None
-                self._backlog.overflow(link, drops)
-            link.counters.received += len(burst)
-            link.counters.last_received = time.time()
-            self._backlog.put(link, burst, link.proven_since, now_utc())
-            self.events.queued(link)
+            try:
+                self._queue(link, burst)
+            except Exception as exc:  # noqa: BLE001 - as link.guarded(), without a call more
+                link.upkeep.misfortune(exc)
         while self._poller.ended:
             self._recheck = True
             link = self._poller.ended.popleft()
             link.guarded(link.ended)
+
+    def _queue(self, link: Link, burst: Burst) -> None:
+        if (drops := link.dropped_early) is not None:
+            link.dropped_early = None
+            self._backlog.overflow(link, drops)
+        link.counters.received += len(burst)
+        link.counters.last_received = time.time()
+        self._backlog.put(link, burst, link.proven_since, now_utc())
+        self.events.queued(link)
 
     def _check_links(self) -> None:
         """See whether all have started, or whether one cannot go on."""
@@ -282,7 +289,7 @@ class Reader:
                 self.wake_waiters()
             return
         for link in failed:
-            link.stop()
+            link.guarded(link.stop)
         if failed and all(link.state is State.STOPPED for link in self.links):
             self._lifecycle.happen(Event.FAIL)
 
@@ -295,40 +302,17 @@ class Reader:
         self._deliver()
         staying = [link for link in self.links if link.database in give_back and not link.closed]
         others = [link for link in self.links if link not in staying]
-        for link in staying:
-            link.give_back()  # an answer that fetches, too
-        self._wait_for_answers([link for link in others if link.fetch_own()], staying, deadline)
+        wait_for_answers(staying, others, deadline, lambda: self._backlog.overfull, self._read)
         by = time.monotonic() + LET_GO
         for link in self.links:
             returns = link in staying and not link.is_answering
-            link.stop(give_back=returns, wait=time.monotonic() < by)
+            stop = partial(link.stop, give_back=returns, wait=time.monotonic() < by)
+            link.guarded(stop)
 
-    def _wait_for_answers(
-        self,
-        fetching: Collection[Link],
-        staying: Collection[Link],
-        deadline: Callable[[], float | None],
-    ) -> None:
-        """The last thing that is read: what we have notified, and that LISTENs are forgotten."""
-        last = time.monotonic() + LAST_ANSWERS
-        while True:
-            now, by = time.monotonic(), deadline()
-            by = last if by is None else min(by, last)
-            unanswered = [link.database.name for link in fetching if link.waits_for_answer]
-            if unanswered and now < by and not self._backlog.overfull:
-                until = by
-            elif now < last and any(link.waits_for_answer for link in staying):
-                until = last
-            else:
-                break
-            for link in self.links:
-                link.guarded(partial(link.send_again, now))
-            self._poller.collect(min(until - now, LAST_TRIES))
-            self._run_commands()
-            self._deliver()
-        if unanswered and by == last:
-            told = ", ".join(unanswered)
-            logger.warning("stop: some of our own notifications may not have arrived from %s", told)
+    def _read(self, seconds: float) -> None:
+        self._poller.collect(seconds)
+        self._run_commands()
+        self._deliver()
 
     def forget(self) -> None:
         """In a forked child: drop the sockets, sending nothing to the server."""
@@ -350,7 +334,7 @@ class Reader:
                 link.guarded(partial(link.stop, give_back=link.database.wrapped))
         self._run_commands()
         for link in self.links:
-            link.control.begin_close()
+            self._guarded("closing a connection", link.control.begin_close)
         for link in self.links:
-            link.control.close(by)
+            self._guarded("closing a connection", partial(link.control.close, by))
         self._poller.close()
