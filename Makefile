@@ -1,22 +1,22 @@
-# Needs Python 3.11 or newer with venv, GNU make and a package index; the rest goes into .venv.
+# Needs Python 3.11 or newer with venv, GNU make and a package index; everything else goes into .venv.
 
-# The Python that .venv is made of: python3, or the newest python3.N if that one is too old.
+# The Python to create .venv with: python3, or the newest python3.N if that is too old.
 PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11,$(shell \
 	$(name) -c 'import sys; sys.version_info >= (3, 11) and print("$(name)")' 2>/dev/null)) python3)
 
-# More arguments for pytest, the demo or the benchmarks, such as: make test ARGS='-k gap -x'
+# Arguments for pytest, the demo or the benchmarks, such as: make test ARGS='-k gap -x'
 ARGS ?=
 
-# Processes that run tests side by side; the tests wait more than they compute.
+# Processes that run tests in parallel; tests wait more than they compute.
 JOBS ?= 3
 
-# Where the benchmarks write, unless told otherwise.
+# Where the benchmarks write by default.
 FIGURES := --json docs/performance/figures.json --plots docs/performance --docs docs/performance.md
 
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 
-# What the caller's shell has set for another program must reach neither pip, mypy nor libpq.
+# Variables meant for other programs must not reach pip, mypy or libpq.
 unexport PYTHONHOME PYTHONPATH MYPYPATH PIP_TARGET PIP_USER VIRTUAL_ENV
 unexport $(filter-out PGSIGNALS_%,$(filter PG%,$(.VARIABLES)))
 
@@ -25,22 +25,22 @@ unexport $(filter-out PGSIGNALS_%,$(filter PG%,$(.VARIABLES)))
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s  %s\n", $$1, $$2 }' Makefile
 
-demo: $(VENV)/.installed ## See notifications arrive, on a PostgreSQL server of its own
+demo: $(VENV)/.installed ## Watch notifications arrive, on a throwaway PostgreSQL server
 	@$(RUN) pgsignals demo $(ARGS)
 
-test: $(VENV)/.installed-dev ## Run the tests, save the long ones
+test: $(VENV)/.installed-dev ## Run the tests, except the long ones
 	@$(RUN) pytest -n $(JOBS) $(ARGS)
 
-lint: $(VENV)/.installed-dev ## Check format and style
+lint: $(VENV)/.installed-dev ## Check formatting and style
 	@$(RUN) ruff format --check --quiet
 	@$(RUN) ruff check --quiet
 
-types: $(VENV)/.installed-dev ## Check the types of package, tests and examples
+types: $(VENV)/.installed-dev ## Check the types of the package, tests and examples
 	@$(RUN) mypy
 
-check: lint types test ## All three of them
+check: lint types test ## Run lint, types and test
 
-bench: $(VENV)/.installed-bench ## Measure against peers and goals, some ten minutes
+bench: $(VENV)/.installed-bench ## Measure against peers and goals (about ten minutes)
 	@$(RUN) benchmarks $(or $(ARGS),$(FIGURES))
 
 docs: $(VENV)/.installed-docs ## Build the documentation site in build/docs
@@ -48,11 +48,11 @@ docs: $(VENV)/.installed-docs ## Build the documentation site in build/docs
 		--doctree-dir build/doctrees docs build/docs
 	@$(VENV)/bin/python docs/check_site.py build/docs
 
-build: $(VENV)/.installed-dev ## Make the wheel and the sdist in dist/
+build: $(VENV)/.installed-dev ## Build the wheel and the sdist in dist/
 	@rm -rf dist
 	@$(RUN) build --quiet
 
-clean: ## Remove what the other targets made
+clean: ## Remove everything that the other targets created
 	@rm -rf $(VENV) build dist *.egg-info .*_cache .hypothesis
 	@find . -name __pycache__ -prune -exec rm -rf {} +
 

@@ -1,7 +1,7 @@
-"""The pytest plugin `pgsignals`: fixtures, and nothing until one of them is requested.
+"""The pytest plugin `pgsignals`: fixtures, which do nothing until one is requested.
 
-Outside the package, because pytest imports it at every start, before coverage measures: the
-package would bring psycopg along.  See docs/testing.md.
+It is outside the package because pytest imports it at every start, before coverage begins to
+measure, and the package would import psycopg.  See docs/testing.md.
 """
 
 from __future__ import annotations
@@ -22,19 +22,18 @@ VARIABLE = "PGSIGNALS_TEST_DSN"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    order = f"Before it count --pgsignals-dsn and {VARIABLE}"
-    parser.addini("pgsignals_dsn", f"The server of the tests, for libpq. {order}.", default="")
+    order = f"Overridden by --pgsignals-dsn and {VARIABLE}"
+    parser.addini("pgsignals_dsn", f"Connection string of the tests' server. {order}.", default="")
     parser.getgroup("pgsignals").addoption(
         "--pgsignals-dsn",
         metavar="DSN",
-        help="The server of the tests that use the fixtures pgsignals_*: a connection string "
-        f"for libpq. Default: {VARIABLE}, or pgsignals_dsn in the configuration file, or a server "
-        "of their own.",
+        help="Connection string of the server for tests with the fixtures pgsignals_*. Default: "
+        f"{VARIABLE}, or pgsignals_dsn in the configuration file, or a throwaway server.",
     )
 
 
 class _Dsn(str):
-    """A connection string that a traceback does not show: it may hold a password."""
+    """A connection string hidden from tracebacks, as it may contain a password."""
 
     __slots__ = ("name",)
     name: str
@@ -44,7 +43,7 @@ class _Dsn(str):
 
 
 def _given(config: pytest.Config) -> tuple[str, str] | None:
-    """The server that the user has chosen, and where."""
+    """The server that the user has chosen, and where that was."""
     places = {
         "--pgsignals-dsn": config.getoption("pgsignals_dsn", None),
         VARIABLE: os.environ.get(VARIABLE),
@@ -55,16 +54,16 @@ def _given(config: pytest.Config) -> tuple[str, str] | None:
 
 @pytest.fixture(scope="session")
 def pgsignals_dsn(pytestconfig: pytest.Config) -> Iterator[str]:
-    """The server of the tests, a connection string.  A project may override this fixture.
+    """Connection string of the tests' server.  A project may override this fixture.
 
-    It is that of --pgsignals-dsn, of PGSIGNALS_TEST_DSN or of pgsignals_dsn in the configuration
-    file; without them a server is started, and gone after the run.
+    It comes from --pgsignals-dsn, PGSIGNALS_TEST_DSN or pgsignals_dsn in the configuration file;
+    without them, a throwaway server is started for the run.
     """
     from pgsignals import Database, Error
     from pgsignals.embedded import EmbeddedError, Postgres
 
     with contextlib.ExitStack() as stack:
-        dsn, place = _given(pytestconfig) or ("", "a server of their own")
+        dsn, place = _given(pytestconfig) or ("", "a throwaway server")
         try:
             dsn = dsn or stack.enter_context(Postgres(tcp=True)).dsn
             with Database(dsn) as database:
@@ -72,8 +71,8 @@ def pgsignals_dsn(pytestconfig: pytest.Config) -> Iterator[str]:
                 found.name = database.name
         except EmbeddedError as error:
             pytest.fail(
-                f"the tests have no server: {error}; or name one with --pgsignals-dsn, {VARIABLE} "
-                "or pgsignals_dsn in the configuration file",
+                f"the tests have no server: {error}; or set --pgsignals-dsn, {VARIABLE} or "
+                "pgsignals_dsn in the configuration file",
                 pytrace=False,
             )
         except Error as error:
@@ -83,7 +82,7 @@ def pgsignals_dsn(pytestconfig: pytest.Config) -> Iterator[str]:
 
 @pytest.fixture
 def pgsignals_database(pgsignals_dsn: str) -> Iterator[Database]:
-    """An open Database on the server of the tests."""
+    """An open Database on the tests' server."""
     from pgsignals import Database
 
     with Database(pgsignals_dsn) as database:
@@ -92,14 +91,14 @@ def pgsignals_database(pgsignals_dsn: str) -> Iterator[Database]:
 
 @pytest.fixture
 def pgsignals_channel() -> str:
-    """A channel name that no other test has, nor another run on the same server."""
+    """A channel name that no other test uses, nor another run on the same server."""
     return f"test_{secrets.token_hex(8)}"
 
 
 @pytest.fixture
 def pgsignals_handlers() -> Iterator[None]:
-    """Handlers of the module level that the test registers are gone after it, and those that it
-    disconnects are back."""
+    """Module-level handlers that the test registers are removed after it, and those that it
+    disconnects are restored."""
     from pgsignals.testing import isolated_handlers
 
     with isolated_handlers():
@@ -108,7 +107,7 @@ def pgsignals_handlers() -> Iterator[None]:
 
 @pytest.fixture
 def pgsignals_capture(pgsignals_dsn: str) -> Iterator[CaptureFactory]:
-    """``pgsignals_capture("orders")`` collects what is notified from then on: a Capture."""
+    """``pgsignals_capture("orders")`` returns a Capture of what is notified from then on."""
     from pgsignals.testing import capture
 
     with contextlib.ExitStack() as stack:
@@ -122,10 +121,10 @@ def pgsignals_capture(pgsignals_dsn: str) -> Iterator[CaptureFactory]:
 
 @pytest.fixture
 def pgsignals_reactor(pgsignals_dsn: str, pgsignals_handlers: None) -> Iterator[ReactorFactory]:
-    """``pgsignals_reactor(**options)`` is a Reactor that runs until the end of the test.
+    """``pgsignals_reactor(**options)`` returns a Reactor that runs until the end of the test.
 
-    Without databases, on the server of the tests.  A handler that raises fails the test when it
-    ends, unless ``handlers_may_fail=True``.  Brings :func:`pgsignals_handlers` along.
+    Without databases, it uses the tests' server.  A handler that raises fails the test at its end,
+    unless ``handlers_may_fail=True``.  Includes :func:`pgsignals_handlers`.
     """
     from pgsignals import Reactor
     from pgsignals.testing import running
@@ -143,7 +142,7 @@ def pgsignals_reactor(pgsignals_dsn: str, pgsignals_handlers: None) -> Iterator[
 
 @pytest.fixture
 def pgsignals_proxy(pgsignals_dsn: str) -> Iterator[Proxy]:
-    """A Proxy before the server of the tests, whose ``dsn`` leads through it."""
+    """A Proxy in front of the tests' server; its ``dsn`` leads through it."""
     from pgsignals.testing import Proxy
 
     with Proxy(pgsignals_dsn) as proxy:

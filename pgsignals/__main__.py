@@ -1,4 +1,4 @@
-"""``python -m pgsignals`` is the command ``pgsignals``."""
+"""``python -m pgsignals`` runs the command ``pgsignals``."""
 
 from __future__ import annotations
 

@@ -6,11 +6,10 @@
 
     instrument(reactor)
 
-Names and attributes follow OpenTelemetry's conventions for messaging.  A payload is in none of
-them, nor is the text of an exception, which may repeat it.
+Names and attributes follow OpenTelemetry's conventions for messaging.  They never contain a
+payload, nor the text of an exception, which may repeat it.
 
-It needs the extra ``opentelemetry``, which is the API; the choice of SDK and exporters is up to the
-program.
+Needs the extra ``opentelemetry``, which installs the API; the program chooses SDK and exporters.
 """
 
 from __future__ import annotations
@@ -53,10 +52,10 @@ def instrument(
 ) -> None:
     """Trace the handlers of *reactor* from now on, and observe its status.
 
-    It may be running or not.  Uses :meth:`Reactor.wrap_handlers`, alongside any other use of it; a
-    second call replaces the first.
+    The reactor may be running or not.  This uses :meth:`Reactor.wrap_handlers`, and leaves other
+    wrappers in place; a second call replaces the first.
 
-    :param tracer_provider: None for the program's global one, which may be set later.
+    :param tracer_provider: None for the program's global provider, which may be set later.
     :param meter_provider: likewise.
     """
     tracer = trace.get_tracer(__name__, tracer_provider=tracer_provider)
@@ -69,7 +68,7 @@ def instrument(
 
 
 def uninstrument(reactor: Reactor) -> None:
-    """Undo :func:`instrument`; does nothing on a reactor without it."""
+    """Undo :func:`instrument`; do nothing if the reactor is not instrumented."""
     for reactors in list(_observed.values()):
         reactors.discard(reactor)
     if (around := _arounds.pop(reactor, None)) is not None:
@@ -81,7 +80,7 @@ def uninstrument(reactor: Reactor) -> None:
 
 
 class _Around:
-    """Calls a handler within a span, and measures it: see :meth:`Reactor.wrap_handlers`."""
+    """Calls a handler inside a span and measures it, for :meth:`Reactor.wrap_handlers`."""
 
     def __init__(self, tracer: Tracer, meter: Meter, reactor: Reactor) -> None:
         self._reactor = weakref.ref(reactor)
@@ -143,7 +142,7 @@ class _Around:
         handler: Callable[..., Any],
         error: BaseException,
     ) -> None:
-        """Count it, including payloads refused by a decode, for which no handler was called."""
+        """Count a failure, including payloads that a decode rejected before any handler ran."""
         first = notification[0] if isinstance(notification, list) else notification
         channel = "" if first is None else first.channel
         attributes = self._attributes(channel, handler, database)
@@ -152,8 +151,8 @@ class _Around:
     def _attributes(
         self, channel: str, handler: Callable[..., Any], database: Database
     ) -> dict[str, Any]:
-        """Those of metrics.  Channels without handlers, of which there may be any number, are not
-        told apart."""
+        """The attributes of metrics, without the channel if it has no handlers: the number of such
+        channels is unbounded."""
         attributes = {
             "messaging.system": SYSTEM,
             "code.function.name": describe(handler),
@@ -185,7 +184,7 @@ def _type_name(error: BaseException) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def _place(name: str) -> Attributes:
-    """The attributes for the name of a database; none for one that says nothing yet."""
+    """The attributes for the name of a database; none while the name is not known yet."""
     found = _PLACE.fullmatch(name)
     if found is None:
         return {}
@@ -195,15 +194,15 @@ def _place(name: str) -> Attributes:
 
 # -- metrics -------------------------------------------------------------------------------------
 
-#: What the instruments of each provider observe: the SDK keeps only the callbacks of the first
-#: caller that makes an instrument.  The module of metrics stands for the global provider.
+#: The reactors that each provider's instruments observe: the SDK keeps only the callbacks of the
+#: first caller that creates an instrument.  The module of metrics stands for the global provider.
 _observed: weakref.WeakKeyDictionary[object, weakref.WeakSet[Reactor]] = weakref.WeakKeyDictionary()
 
 _arounds: weakref.WeakKeyDictionary[Reactor, _Around] = weakref.WeakKeyDictionary()
 
 
 def _reactors_of(provider: MeterProvider | None, meter: Meter) -> weakref.WeakSet[Reactor]:
-    """The reactors that are observed for *provider*; the first call makes its instruments."""
+    """The reactors observed for *provider*; the first call creates its instruments."""
     key = metrics if provider in (None, metrics.get_meter_provider()) else provider
     if key not in _observed:
         _observed[key] = weakref.WeakSet()
@@ -245,7 +244,7 @@ def _observations(
     merge: Callable[[Iterable[float]], float],
     _: CallbackOptions,
 ) -> Iterator[Observation]:
-    """One for each database; what several reactors see of the same one is merged."""
+    """Yield one per database; what several reactors see of the same one is merged."""
     values: dict[str, list[float]] = {}
     for database in [one for status in _statuses(reactors) for one in status.databases]:
         if (value := read(database)) is not None:
@@ -260,5 +259,5 @@ def _backlog(reactors: weakref.WeakSet[Reactor], _: CallbackOptions) -> Iterator
 
 def _statuses(reactors: weakref.WeakSet[Reactor]) -> Iterator[Status]:
     for reactor in list(reactors):
-        with contextlib.suppress(ForkedError):  # a reactor of the parent process
+        with contextlib.suppress(ForkedError):  # it belongs to the parent process
             yield reactor.status()

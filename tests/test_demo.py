@@ -86,12 +86,12 @@ def test_demo_runs_on_a_server_of_its_own_and_verifies_what_it_shows() -> None:
     assert "\x1b" not in done.stdout
     assert_in_order(
         done.stdout,
-        r"pgsignals demo: a shop in PostgreSQL \d+\.\d+, a server of our own, for 3 s",
+        r"pgsignals demo: a shop in PostgreSQL \d+\.\d+, a throwaway server, for 3 s",
         r"kill: pg_terminate_backend\(\d+\)",
         r"lost: our session is gone \(ended, 57P01\)",
         r"gap \(reconnect\): caught up with \d+ orders and [1-9]\d* items of stock",
         r"verified:",
-        r"ok      stock: 8 of 8 items in the cache are as in the table",
+        r"ok      stock: 8 of 8 items in the cache match the table",
         r"ok      orders: [1-9]\d* in the table, [1-9]\d* notified",
         r"ok      link: killed once, [1-9] gaps? reported, listening again",
         r"ok      handlers: [1-9]\d* calls, 0 failed",
@@ -298,7 +298,7 @@ def test_terminal_shows_a_picture_in_its_place(dsn: str, lines: int, columns: in
         assert_in_order(last, r"\d+ orders and \d+ items of stock")
     end = COLOUR.sub("", screen).rpartition("verified:\n")[2]
     assert max(map(len, end.splitlines())) <= columns
-    assert "ok stock: 8 of 8 items in the cache are as in the table ok" in " ".join(end.split())
+    assert "ok stock: 8 of 8 items in the cache match the table ok" in " ".join(end.split())
     assert_put_back(screen)
 
 

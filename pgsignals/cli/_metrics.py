@@ -1,5 +1,4 @@
-"""What ``pgsignals run --metrics`` serves: the status of a reactor, for Prometheus and for health
-checks."""
+"""What ``pgsignals run --metrics`` serves: a reactor's status, for Prometheus and health checks."""
 
 from __future__ import annotations
 
@@ -41,18 +40,18 @@ from pgsignals.reactor import Reactor
 
 STATES = ("connecting", "listening", "lost", "stopped")
 
-#: Pairs of channel and handler, at most: a program may make channels as it goes.
+#: Most pairs of channel and handler to tell apart: a program may create channels without limit.
 MOST_LABELS = 1000
 
 
 class ReactorCollector(Collector):
-    """Reads the status when it is asked, and counts nothing itself."""
+    """Exports the status, read at each request."""
 
     def __init__(self, reactor: Reactor) -> None:
         self._reactor = reactor
 
     def collect(self) -> Iterator[Metric]:
-        """See :class:`prometheus_client.registry.Collector`."""
+        """Yield every metric of the reactor and of its databases."""
         status = self._reactor.status()
         for metric in REACTOR:
             value = float(getattr(status, metric.field))
@@ -74,20 +73,20 @@ class ReactorCollector(Collector):
 
 
 class HandlerMetrics:
-    """Counts what each handler does, by channel, on the workers.
+    """Measures handlers by channel; called on the workers.
 
-    The label ``channel`` is a channel with handlers.  It is ``""`` for other channels that
-    receivers of ``any_channel`` are called for, for failures of receivers of a reactor's signals,
-    and for everything beyond :data:`MOST_LABELS`, so that the number of time series is bounded.
+    The label ``channel`` is a channel with handlers.  It is ``""`` for channels that only receivers
+    of ``any_channel`` handle, for failures of receivers of the reactor's signals, and for new pairs
+    beyond :data:`MOST_LABELS`, so that the number of time series is bounded.
     """
 
     def __init__(self, reactor: Reactor, registry: CollectorRegistry) -> None:
         labels = ("channel", "handler")
-        text = "Notifications that a handler has returned from."
+        text = "Notifications handled without an error."
         self._handled = Counter("pgsignals_handled", text, labels, registry=registry)
         text = "Failures of a handler, of its decode, or of a receiver of the reactor's signals."
         self._failed = Counter("pgsignals_handler_failures", text, labels, registry=registry)
-        text = "How long a call of a handler took."
+        text = "Duration of a handler call."
         self._seconds = Histogram(
             "pgsignals_handler_seconds", text, labels, registry=registry, buckets=SECONDS
         )
@@ -139,7 +138,7 @@ class HandlerMetrics:
 
 
 def names(databases: tuple[DatabaseStatus, ...]) -> list[str]:
-    """Their names; the second and later ones of the same name get a number."""
+    """The names of *databases*; duplicates get a number."""
     found: list[str] = []
     for database in databases:
         name, number = database.name, 2
@@ -150,7 +149,7 @@ def names(databases: tuple[DatabaseStatus, ...]) -> list[str]:
 
 
 def health(reactor: Reactor) -> tuple[bool, dict[str, object]]:
-    """Whether every database is listened to, and what to say of it."""
+    """Whether every database is listened to, and the body that says which one is not."""
     status = reactor.status()
     told = ("name", "state", "last_error")
     databases = [
@@ -162,10 +161,10 @@ def health(reactor: Reactor) -> tuple[bool, dict[str, object]]:
 
 
 class Server(ThreadingHTTPServer):
-    """Answers to ``/metrics`` and ``/healthz``."""
+    """Serves ``/metrics`` and ``/healthz``."""
 
     daemon_threads = True
-    block_on_close = False  # a slow client does not keep us from ending
+    block_on_close = False  # do not wait for slow clients at exit
 
     def __init__(self, reactor: Reactor, address: tuple[str, int]) -> None:
         self.reactor = reactor
@@ -186,7 +185,7 @@ class Handler(BaseHTTPRequestHandler):
     timeout = 10  # seconds for a request to arrive
 
     def do_GET(self) -> None:
-        """Answer it."""
+        """Answer a request for ``/metrics`` or ``/healthz``."""
         answers: dict[str, Callable[[], None]] = {
             "/metrics": self._metrics,
             "/healthz": self._health,
@@ -217,14 +216,14 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Do not log every request."""
+        """Log nothing: requests come every few seconds."""
 
 
 @contextlib.contextmanager
 def serve(reactor: Reactor, address: tuple[str, int]) -> Iterator[None]:
-    """Answer in this block, on a thread beside it.
+    """Serve on a thread during the block.
 
-    :raises Error: the address cannot be bound.
+    :raises Error: *address* cannot be bound.
     """
     try:
         server = Server(reactor, address)

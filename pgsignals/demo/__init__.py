@@ -1,15 +1,14 @@
-"""The demo: a small shop that sells, and a process that hears of every sale.
+"""The demo: a small shop, and a process that is notified of every sale.
 
-A second process (:func:`sell`) writes to the tables; triggers notify what was written.  This
-process keeps a cache of the stock (:class:`Shop`) that is right at every moment, because
-:func:`watch` does three things:
+A second process (:func:`sell`) writes to the tables, and triggers notify each change.  This process
+keeps a cache of the stock (:class:`Shop`), which :func:`watch` keeps correct in three ways:
 
 - it applies each notification, unless the cache is newer;
-- it reads the table once when it listens, and again after every gap;
+- it reads the table once when listening begins, and again after every gap;
 - it does both on the reactor's worker, which keeps them in order.
 
-Half way :func:`kill` ends the listening session; at the end :func:`verify` compares the cache with
-the tables.
+Halfway through, :func:`kill` ends the listening session; at the end :func:`verify` compares the
+cache with the tables.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ __all__ = ["ITEMS", "Shop", "kill", "refill", "run", "sell", "settle", "verify",
 
 
 def watch(reactor: Reactor, shop: Shop) -> None:
-    """Keep *shop* right.  This is the part to learn from."""
+    """Keep *shop* correct.  This is the part to learn from."""
 
     @reactor.on_channel(f"{shop.schema}.stock", decode=json.loads)
     def stock_changed(_: Database, *, notification: Notification, value: dict[str, Any]) -> None:
@@ -70,7 +69,7 @@ def watch(reactor: Reactor, shop: Shop) -> None:
 
     def connected(db: Database, *, resumed: bool) -> None:
         shop.link = "listening"
-        if not resumed:  # else a gap follows
+        if not resumed:  # otherwise a gap follows
             refill(db, shop)
 
     def lost(_: Database, *, reason: str, error: ConnectionLostError) -> None:
@@ -88,9 +87,9 @@ def watch(reactor: Reactor, shop: Shop) -> None:
 
 
 def refill(db: Database, shop: Shop) -> tuple[int, int]:
-    """Read the tables again; return how many orders and how many items had been missed.
+    """Reload the tables, and return how many orders and how many changed items were missed.
 
-    In a handler, *db* is a session of that worker's own.
+    In a handler, *db* uses a session of the worker.
     """
     stock, orders = read(db, shop.schema)
     with shop.lock:
@@ -102,18 +101,18 @@ def refill(db: Database, shop: Shop) -> tuple[int, int]:
 
 
 def read(db: Database, schema: str) -> tuple[dict[str, Stock], set[int]]:
-    """What is in the tables."""
+    """Read what is in the tables."""
     stock = db.execute(f"SELECT item, quantity, version FROM {schema}.stock")
     orders = db.execute(f"SELECT id FROM {schema}.orders")
     return {item: Stock(*rest) for item, *rest in stock}, {number for (number,) in orders}
 
 
-# -- the other sides -------------------------------------------------------------------------------
+# -- database and seller ---------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def a_database(dsn: str | None) -> Iterator[tuple[str, str]]:
-    """A connection string, and what it leads to: a server of our own when none was given."""
+    """A connection string and a name for it; without *dsn*, those of a throwaway server."""
     if dsn is not None:
         with connect(dsn) as db:
             place = db.name
@@ -121,15 +120,15 @@ def a_database(dsn: str | None) -> Iterator[tuple[str, str]]:
         return
     for name in [name for name in os.environ if name.startswith("PG")]:
         if not name.startswith("PGSIGNALS_"):
-            del os.environ[name]  # libpq reads them; they are meant for another server
+            del os.environ[name]  # libpq would read them, but they are meant for another server
     with Postgres() as server:
         version = ".".join(map(str, server.version))
-        yield server.dsn, f"PostgreSQL {version}, a server of our own"
+        yield server.dsn, f"PostgreSQL {version}, a throwaway server"
 
 
 @contextlib.contextmanager
 def a_shop(dsn: str, schema: str) -> Iterator[Shop]:
-    """Tables and triggers in a schema of their own, which is dropped in the end."""
+    """Tables and triggers in a new schema, which is dropped at the end."""
     with connect(dsn) as db:
         db.execute(SCHEMA.format(schema=schema, items=f"ARRAY{list(ITEMS)}", rare=RARE))
     try:
@@ -141,13 +140,13 @@ def a_shop(dsn: str, schema: str) -> Iterator[Shop]:
 
 @contextlib.contextmanager
 def a_seller(dsn: str, schema: str, seconds: float) -> Iterator[subprocess.Popen[str]]:
-    """A process that runs :func:`sell`, and is about to begin.
+    """A process that runs :func:`sell` and is about to begin.
 
-    Out of reach of the terminal: we end it, not Ctrl-C.
+    It is detached from the terminal, so that Ctrl-C does not reach it: it is ended here.
     """
     with subprocess.Popen(
         [sys.executable, "-m", "pgsignals.demo", schema, str(seconds)],
-        env=os.environ | {"DATABASE_URL": dsn},  # a command line can be seen by others
+        env=os.environ | {"DATABASE_URL": dsn},  # other users can see a command line
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -162,7 +161,7 @@ def a_seller(dsn: str, schema: str, seconds: float) -> Iterator[subprocess.Popen
 
 
 def sell(dsn: str, schema: str, seconds: float) -> None:
-    """What the second process does: sell, now more, now less, for so many seconds."""
+    """Sell at a varying rate for *seconds*; run by the second process."""
     with connect(dsn) as db:
         print("open", flush=True)
         start = time.monotonic()
@@ -177,9 +176,9 @@ def sell(dsn: str, schema: str, seconds: float) -> None:
 
 
 def kill(db: Database, reactor: Reactor, shop: Shop) -> None:
-    """End the listening session, and sell something that is never sold again.
+    """End the listening session, and make a sale that no later one repeats.
 
-    So there is no notification, now or later, that could put the cache right.
+    No notification, now or later, can correct the cache: only reading the table again can.
     """
     victim = reactor.databases[0].backend_id
     shop.tell(f"kill: pg_terminate_backend({victim}), and the last {RARE} is sold")
@@ -190,24 +189,22 @@ def kill(db: Database, reactor: Reactor, shop: Shop) -> None:
 
 
 def settle(reactor: Reactor, shop: Shop) -> None:
-    """Wait for all that the seller has notified: what we notify now comes after it."""
+    """Wait for everything that the seller has notified: a notification sent now comes last."""
     deadline = time.monotonic() + PATIENCE
     while not (shop.closed.is_set() and shop.gaps) and time.monotonic() < deadline:
-        with contextlib.suppress(ConnectionError):  # lost again?  Then we try again.
+        with contextlib.suppress(ConnectionError):  # lost again: try again
             reactor.notify(f"{shop.schema}.closed")
         time.sleep(0.05)
 
 
 def verify(db: Database, reactor: Reactor, shop: Shop) -> bool:
-    """Compare what we know with what is in the tables, print it, and return whether all is well."""
+    """Compare the shop with the tables, print the result, and return whether every check passed."""
     stock, orders = read(db, shop.schema)
     failed = reactor.status().databases[0].failed
     same = sum(shop.stock.get(item) == stock[item] for item in stock)
     late = len(shop.read - shop.told)
     checks = {
-        f"stock: {same} of {len(stock)} items in the cache are as in the table": (
-            shop.stock == stock
-        ),
+        f"stock: {same} of {len(stock)} items in the cache match the table": (shop.stock == stock),
         f"orders: {len(orders)} in the table, {len(shop.told)} notified, {late} caught up": (
             shop.orders == orders
         ),
@@ -228,13 +225,13 @@ def verify(db: Database, reactor: Reactor, shop: Shop) -> bool:
 
 
 def run(seconds: float = 10.0, dsn: str | None = None) -> int:
-    """Run the demo, and return the exit status: 0 when everything was as it should be."""
+    """Run the demo, and return the exit status: 0 if every check passed."""
     schema = "shop" if dsn is None else f"pgsignals_demo_{secrets.token_hex(4)}"
     print("pgsignals demo: starting", flush=True)
     with contextlib.ExitStack() as stack:
         dsn, place = stack.enter_context(a_database(dsn))
         shop = stack.enter_context(a_shop(dsn, schema))
-        db = stack.enter_context(connect(dsn))  # the reactor's session is the reactor's alone
+        db = stack.enter_context(connect(dsn))  # apart from the reactor's session
         print(wrapped(f"pgsignals demo: a shop in {place}, for {seconds:g} s"), flush=True)
         reactor = Reactor(dsn)
         watch(reactor, shop)

@@ -1,4 +1,4 @@
-"""The shop of the demo: its tables and triggers, and what a process knows of it."""
+"""The shop of the demo: its tables and triggers, and what this process knows about it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 ITEMS = ("teapot", "cup", "saucer", "spoon", "kettle", "tray", "biscuit")
 
-#: There is one of these, and the seller does not have it.
+#: There is only one of these, and the seller never picks it.
 RARE = "samovar"
 
-#: Sales in a second, on average.
+#: Average sales per second.
 RATE = 150.0
 
-#: What must come has come within this many seconds, or never will.
+#: Seconds to wait for the last notifications.
 PATIENCE = 20.0
 
 SCHEMA = """
@@ -34,7 +34,7 @@ CREATE TABLE {schema}.orders (
     placed pg_catalog.timestamptz NOT NULL
 );
 
--- The row as JSON, on a channel that is called as the table is: schema.stock, schema.orders.
+-- Notifies the row as JSON, on a channel named after the table: schema.stock, schema.orders.
 CREATE FUNCTION {schema}.tell() RETURNS pg_catalog.trigger LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM pg_catalog.pg_notify(
@@ -54,7 +54,7 @@ INSERT INTO {schema}.stock (item, quantity)
 INSERT INTO {schema}.stock (item, quantity) VALUES ('{rare}', 1);
 """
 
-# One sale; when there is not enough left, 50 more are delivered.
+# One sale; if there is not enough left, 50 more are delivered.
 SELL = """
 WITH sold AS (
     UPDATE {schema}.stock SET
@@ -70,7 +70,7 @@ INSERT INTO {schema}.orders (item, quantity, placed)
 SELECT item, %(quantity)s::pg_catalog.int4, %(placed)s::pg_catalog.timestamptz FROM sold
 """
 
-# One transaction: a change that no later notification repeats, and the end of a session.
+# One transaction: a change that no later notification repeats, and the end of the session.
 KILL = """
 UPDATE {schema}.stock SET quantity = 0, version = version OPERATOR(pg_catalog.+) 1
     WHERE item OPERATOR(pg_catalog.=) '{rare}'::pg_catalog.text;
@@ -79,7 +79,7 @@ SELECT pg_catalog.pg_terminate_backend({victim})
 
 
 class Stock(NamedTuple):
-    """How many there are of an item, after how many changes."""
+    """The quantity of an item, and how often it has changed."""
 
     quantity: int
     version: int
@@ -87,16 +87,16 @@ class Stock(NamedTuple):
 
 @dataclass
 class Shop:
-    """What this process knows of the shop.
+    """What this process knows about the shop.
 
-    Handlers write to it on the reactor's worker and others read it, hence the lock.
+    Handlers write to it on the reactor's worker and other threads read it, hence the lock.
     """
 
     schema: str
     lock: threading.Lock = field(default_factory=threading.Lock)
     stock: dict[str, Stock] = field(default_factory=dict)
-    told: set[int] = field(default_factory=set)  # orders that notifications told us of
-    read: set[int] = field(default_factory=set)  # orders that we had to read in the table
+    told: set[int] = field(default_factory=set)  # orders that were notified
+    read: set[int] = field(default_factory=set)  # orders that were read from the table
     latest: deque[str] = field(default_factory=lambda: deque(maxlen=8))
     latencies: list[float] = field(default_factory=list)  # in seconds, from sale to handler
     news: list[tuple[float, str]] = field(default_factory=list)
@@ -108,12 +108,12 @@ class Shop:
 
     @property
     def elapsed(self) -> float:
-        """For how many seconds the seller has been running."""
+        """Seconds since the seller began."""
         return time.monotonic() - self.opened
 
     @property
     def orders(self) -> set[int]:
-        """All that we know of."""
+        """All known orders."""
         return self.told | self.read
 
     def tell(self, text: str) -> None:

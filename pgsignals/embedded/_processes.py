@@ -19,17 +19,18 @@ StrPath: TypeAlias = str | os.PathLike[str]
 PORTS = range(15_000, 30_000)
 _LONGEST_SOCKET_PATH = 103  # bytes, on macOS; Linux allows 107
 
-# $1 is where to make the directory, whose name is printed.  Then come lines: "<pid> <postgres>"
-# when a server starts, "<pid>" for another program, "ended" after each; at last "close", or the
-# end of the pipe with the end of our program.  All programs end in order, or they would leave
-# System V shared memory behind, as a killed server does together with postmaster.pid; another
-# start frees that.  Zombies may stay for good: pid 1 of a container often reaps none.
+# $1 is where to create the directory, whose name is printed.  Each line of the input says what
+# runs: "<pid> <postgres>" is a server, "<pid>" another program, "ended" follows each; finally
+# "close", or the end of the pipe with the end of our program.  Programs are asked to end before
+# they are killed, as they would leave System V shared memory behind; a killed server leaves
+# postmaster.pid, too, and another start frees both.  Zombies may never go away: pid 1 of a
+# container often reaps none.
 _WATCHDOG = r"""
 trap '' HUP INT TERM PIPE
 directory=$(mktemp -d "$1/pgsig-XXXXXXXX") || exit
 echo "$directory"
 exec >/dev/null
-pid='' postgres=''  # not what the environment may call so
+pid='' postgres=''  # not from the environment
 while read -r word path; do
     [ "$word" = close ] && break
     pid=$word postgres=${path:-$postgres}
@@ -51,13 +52,13 @@ class EmbeddedError(Error, RuntimeError):
 
 
 def server_account() -> pwd.struct_passwd | None:
-    """The account to run a server as; None for our own."""
+    """Return the account to run a server as; None for the current one."""
     if os.geteuid():
         return None
     try:
         return pwd.getpwnam("nobody")
     except KeyError:
-        raise EmbeddedError("needs an account 'nobody', as root cannot run it") from None
+        raise EmbeddedError("needs an account 'nobody', because root may not run it") from None
 
 
 def popen(
@@ -69,7 +70,7 @@ def popen(
     stdout: int | IO[bytes] = subprocess.PIPE,
     stderr: int | IO[bytes] = subprocess.PIPE,
 ) -> subprocess.Popen[bytes]:
-    """Start a process out of reach of the terminal and of the variables meant for libpq."""
+    """Start a process detached from the terminal, and without the PG* variables of libpq."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PG")}
     environment["LC_ALL"] = "C"  # without a valid locale the server may not start on macOS
     try:
@@ -93,7 +94,7 @@ def popen(
 
 
 def output_of(command: Sequence[str], process: subprocess.Popen[bytes]) -> str:
-    """Wait for the end of a process, and return what it printed."""
+    """Wait until a process has ended, and return its output."""
     with process:
         output, complaint = (text.decode(errors="replace") for text in process.communicate())
     if process.returncode:
@@ -107,7 +108,7 @@ def run(command: Sequence[str], account: pwd.struct_passwd | None = None) -> str
 
 
 class Watchdog:
-    """The process that makes the server's directory, and removes it however we end."""
+    """The process that creates the server's directory, and removes it however the program ends."""
 
     def __init__(self, parent: str, account: pwd.struct_passwd | None) -> None:
         command = ["/bin/sh", "-c", _WATCHDOG, "pgsignals-watchdog", parent]
@@ -121,27 +122,29 @@ class Watchdog:
             self.directory = Path(os.fsdecode(answer.readline().rstrip(b"\n")))
         if not self.directory.is_absolute():
             self.close()
-            raise EmbeddedError(f"cannot make a directory in {parent}")
+            raise EmbeddedError(f"cannot create a directory in {parent}")
 
     def run(self, command: Sequence[str], stdin: int | IO[bytes] = subprocess.DEVNULL) -> None:
-        """Run a program of the server's account in the directory, to its end or to ours."""
+        """Run a program as the server's account in the directory, until it or our program ends."""
         process = popen(command, account=self._account, cwd=self.directory, stdin=stdin)
         self.tell(f"{process.pid}")
         output_of(command, process)
         self.tell("ended")
 
     def start(self, command: Sequence[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
-        """Start the server, which ends when we do, at the latest."""
+        """Start the server, which ends with our program at the latest."""
         process = popen(command, account=self._account, cwd=self.directory, stdout=log, stderr=log)
         self.tell(f"{process.pid} {command[0]}")
         return process
 
     def tell(self, line: str) -> None:
-        with contextlib.suppress(BrokenPipeError, ValueError):  # it was killed, or is closed
+        with contextlib.suppress(
+            BrokenPipeError, ValueError
+        ):  # the watchdog was killed, or is closed
             self.pipe.write(os.fsencode(f"{line}\n"))
 
     def close(self) -> None:
-        self.tell("close")  # a forked child may hold the pipe, too: its end is not enough
+        self.tell("close")  # closing the pipe is not enough: a forked child may hold it, too
         self._process.wait()
         self.pipe.close()
 

@@ -1,10 +1,10 @@
 """Tools for testing programs that listen or notify.
 
-:func:`capture` collects what is notified, and proves that nothing was; :func:`settle` waits for
-handlers; :func:`kill_listener` and :class:`Proxy` are the faults.  Nothing here needs pytest; its
-fixtures come with the plugin: see docs/testing.md.
+:func:`capture` collects notifications, or proves that there were none; :func:`settle` waits for
+handlers; :func:`kill_listener` and :class:`Proxy` inject faults.  Nothing here needs pytest; the
+plugin adds its fixtures: see docs/testing.md.
 
-The messages of failures show channels, sizes and pids, never a payload.
+Failure messages show channels, sizes and pids, never a payload.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``capture``: what is notified on a channel, and the proof that nothing was."""
+"""``capture``: collects notifications, or proves that there were none."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _COMMIT = "a notification is sent when its transaction commits"
 
 
 class Capture:
-    """A session that listens, and what has arrived on it: see :func:`capture`.
+    """A listening session and what has arrived on it, made by :func:`capture`.
 
-    Each notification is handed out once, in the order of arrival.  One thread at a time uses it.
-    After the ``with`` block it has what was committed until the block's end.
+    Each notification is handed out once, in order of arrival.  Use it from one thread at a time.
+    After the ``with`` block it holds what was committed before the end of the block.
     """
 
     def __init__(self, database: Database, channels: tuple[str, ...]) -> None:
@@ -54,68 +54,72 @@ class Capture:
             if kind is None:
                 self._catch_up(TIMEOUT)
             else:
-                self._incomplete = AssertionError("the capture was left by an exception")
+                self._incomplete = AssertionError(
+                    "the capture is incomplete: an exception ended its block"
+                )
         except AssertionError as exc:
-            self._incomplete = exc  # raised when it is asked for more
+            self._incomplete = exc  # raised when more is asked for
         finally:
             self._over = True
             self._database.close()
 
     @property
     def channels(self) -> tuple[str, ...]:
-        """What it listens to."""
+        """The channels that it listens to."""
         return self._channels
 
     @property
     def backend_id(self) -> int:
-        """The server's process id of its session."""
+        """The server process id of its session."""
         return self._database.backend_id
 
     def wait(self, count: int = 1, timeout: float = TIMEOUT) -> list[Notification]:
-        """The next *count* notifications; more may follow.  Blocks until they have arrived.
+        """Return the next *count* notifications; more may follow.  Blocks until they arrive.
 
-        :param timeout: seconds, for all of them.
-        :raises AssertionError: fewer arrived in time.  They are not handed out.
+        :param timeout: seconds for all of them.
+        :raises AssertionError: fewer arrived in time; these are not handed out.
         """
         __tracebackhide__ = True
         deadline = deadline_in(timeout)
         if self._over and len(self._arrived) < count:
-            raise self._failure(f"{self._few(count)} until the capture ended")
+            raise self._failure(f"{self._few(count)} arrived before the capture ended")
         if not self._collect_until(lambda: len(self._arrived) >= count, deadline):
-            raise self._failure(f"{self._few(count)} within {timeout:g} s")
+            raise self._failure(f"{self._few(count)} arrived within {timeout:g} s")
         return [self._arrived.popleft() for _ in range(count)]
 
     def one(self, timeout: float = TIMEOUT) -> Notification:
-        """The next notification, and no other was committed before it had arrived.
+        """Return the next notification, and check that no other was committed before it arrived.
 
-        :param timeout: seconds for its arrival, and again for that of the mark that proves it.
-        :raises AssertionError: there is none in time, or more than one.
+        :param timeout: seconds for it to arrive, and again for the mark that proves it was alone.
+        :raises AssertionError: none arrived in time, or more than one.
         """
         __tracebackhide__ = True
         [notification] = self.wait(1, timeout)
         self._arrived.appendleft(notification)
         self._catch_up(timeout)
         if len(self._arrived) > 1:
-            raise self._failure(f"{len(self._arrived)} instead of one notification")
+            raise self._failure(f"expected one notification, not {len(self._arrived)}")
         return self._arrived.popleft()
 
     def none(self, timeout: float = TIMEOUT) -> None:
-        """Nothing that was not handed out was committed before this call.
+        """Check that everything committed before this call has been handed out.
 
-        Proven by a mark, a notification of our own, which arrives after everything before it.
+        A mark proves it: a notification that is sent now, and arrives after all earlier ones.
 
-        :param timeout: seconds, for the mark's arrival.
-        :raises AssertionError: there is something.
+        :param timeout: seconds for the mark to arrive.
+        :raises AssertionError: there are notifications left.
         """
         __tracebackhide__ = True
         self._catch_up(timeout)
         if self._arrived:
-            raise self._failure(f"{len(self._arrived)} instead of no notification")
+            raise self._failure(f"expected no notification, not {len(self._arrived)}")
 
     def all(self, timeout: float = TIMEOUT) -> list[Notification]:
-        """Everything that was committed before this call and not handed out; perhaps nothing.
+        """Return everything that was committed before this call and not handed out yet.
 
-        :param timeout: seconds, for the arrival of the mark: see :meth:`none`.
+        The list may be empty.
+
+        :param timeout: seconds for the mark to arrive: see :meth:`none`.
         """
         __tracebackhide__ = True
         self._catch_up(timeout)
@@ -126,7 +130,7 @@ class Capture:
     # -- the session -----------------------------------------------------------------------------
 
     def _catch_up(self, timeout: float) -> None:
-        """Collect what was committed until now, which ends with a mark."""
+        """Collect what was committed before now: everything up to a mark."""
         __tracebackhide__ = True
         if self._incomplete is not None:
             raise AssertionError(str(self._incomplete)) from self._incomplete
@@ -137,12 +141,12 @@ class Capture:
         try:
             self._database.notify((self._mark, str(self._marks_sent)))
         except (ClosedError, ConnectionLostError) as error:
-            raise AssertionError(f"the session of the capture has ended: {error}") from error
+            raise AssertionError(f"the session of this capture has ended: {error}") from error
         if not self._collect_until(lambda: self._marks_seen == self._marks_sent, deadline):
             raise self._failure(f"the mark did not arrive within {timeout:g} s")
 
     def _collect_until(self, enough: Callable[[], bool], deadline: float) -> bool:
-        """Take in what arrives until there is *enough*; False when the time ran out."""
+        """Collect arrivals until there is *enough*; return False if the time ran out."""
         __tracebackhide__ = True
         if enough():
             return True
@@ -156,7 +160,7 @@ class Capture:
             if enough():
                 return True
         if self._database.closed:
-            raise self._failure("the session of the capture has ended")
+            raise self._failure("the session of this capture has ended")
         return False
 
     # -- messages --------------------------------------------------------------------------------
@@ -181,7 +185,7 @@ class Capture:
 
 
 def capture(*channels: str, database: str | Database | Reactor) -> Capture:
-    """Collect what is notified on *channels*, in a ``with`` block, on a session of its own.
+    """Collect notifications on *channels* in a ``with`` block, on a separate session.
 
     ::
 
@@ -189,22 +193,21 @@ def capture(*channels: str, database: str | Database | Reactor) -> Capture:
             shop.buy(42)
             assert orders.one().payload == "42"
 
-    What was committed before the block began is not seen.
+    Notifications committed before the block are not collected.
 
-    :param database: where: a connection string; or a Database or Reactor, whose own session is
-        left alone.
+    :param database: a connection string; or a Database or Reactor, whose own session is not used.
     :raises TypeError: no channels, or a *database* of another type.
-    :raises ChannelNameError: a name that PostgreSQL would not take unchanged.
+    :raises ChannelNameError: a name that PostgreSQL would reject or truncate.
     :raises ValueError: a reactor with several databases.
     """
     if not channels:
-        raise TypeError("capture needs the names of channels: capture('orders', database=dsn)")
+        raise TypeError("capture() needs at least one channel: capture('orders', database=dsn)")
     return Capture(beside(database), check_channels(channels))
 
 
 class CaptureFactory(Protocol):
-    """The fixture ``pgsignals_capture``: :func:`capture`, by default on the server of the tests,
-    begun at once, and ended with the test."""
+    """The fixture ``pgsignals_capture``: :func:`capture`, by default on the tests' server, which
+    begins at once and ends with the test."""
 
     def __call__(
         self, *channels: str, database: str | Database | Reactor | None = None

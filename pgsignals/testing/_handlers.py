@@ -1,4 +1,4 @@
-"""Handlers: only those of the test, and done with what they were given."""
+"""Handlers in tests: isolate them, run them, wait for them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _MARK = "pgsignals.mark"
 
 @contextlib.contextmanager
 def isolated_handlers() -> Iterator[None]:
-    """After the block the handlers of the module level are those that were there before it.
+    """Restore the module-level handlers after the block to what they were before it.
 
-    What :func:`pgsignals.on_channel`, :func:`pgsignals.on` and :func:`pgsignals.channel` registered
-    in it is forgotten, what it disconnected is back.  So a module whose handlers are to stay is
-    imported before it.
+    Registrations in the block by :func:`pgsignals.on_channel`, :func:`pgsignals.on` and
+    :func:`pgsignals.channel` are undone, and so are disconnections.  Import modules whose handlers
+    should stay before the block.
     """
     with default.restored():
         yield
@@ -32,11 +32,11 @@ def isolated_handlers() -> Iterator[None]:
 
 @contextlib.contextmanager
 def running(reactor: Reactor, *, handlers_may_fail: bool = False) -> Iterator[Reactor]:
-    """Run *reactor* in the block, and complain at its end of handlers that failed in it.
+    """Run *reactor* in the block, and fail at its end if a handler failed.
 
-    :param handlers_may_fail: do not complain.
-    :raises AssertionError: a handler raised, its decode refused a payload, or one still runs
-        :data:`TIMEOUT` seconds after the end.
+    :param handlers_may_fail: ignore failures of handlers.
+    :raises AssertionError: a handler raised, its decode rejected a payload, or one is still
+        running :data:`TIMEOUT` seconds after the end of the block.
     """
     failures: list[tuple[str, BaseException]] = []
 
@@ -58,7 +58,9 @@ def running(reactor: Reactor, *, handlers_may_fail: bool = False) -> Iterator[Re
         finally:
             drained = reactor.stop(TIMEOUT)
     if not drained:
-        raise AssertionError(f"a handler still ran {TIMEOUT:g} s after the test, see the log")
+        raise AssertionError(
+            f"a handler was still running {TIMEOUT:g} s after the test; see the log"
+        )
     if failures and not handlers_may_fail:
         what, error = failures[0]
         more = f", and {len(failures) - 1} more" if failures[1:] else ""
@@ -67,7 +69,7 @@ def running(reactor: Reactor, *, handlers_may_fail: bool = False) -> Iterator[Re
 
 class ReactorFactory(Protocol):
     """The fixture ``pgsignals_reactor``: a :func:`running` reactor made with *options*, by default
-    on the server of the tests, stopped after the test."""
+    on the tests' server, and stopped after the test."""
 
     def __call__(
         self, *databases: str | Database, handlers_may_fail: bool = False, **options: Any
@@ -77,8 +79,8 @@ class ReactorFactory(Protocol):
 def settle(reactor: Reactor, timeout: float = TIMEOUT) -> None:
     """Wait until everything that was committed before this call has been handled.  Blocks.
 
-    A mark, a notification of our own, shows it; :attr:`Reactor.any_channel` and
-    :meth:`Reactor.status` see that, too.  Not for handlers, which would wait for themselves.
+    It sends a notification as a mark, which :attr:`Reactor.any_channel` and
+    :meth:`Reactor.status` see, too.  Do not call it in a handler, which would wait for itself.
 
     :param timeout: seconds.
     :raises ClosedError: the reactor is not running.
@@ -92,7 +94,7 @@ def settle(reactor: Reactor, timeout: float = TIMEOUT) -> None:
 
     def seen(database: Database, notification: Notification) -> None:
         if notification.payload == token:
-            # Other workers may still be busy with what came before: the backlog knows.
+            # Other workers may still be busy with earlier notifications.
             life.when_handled(database, lambda: handled.put(database))
 
     with reactor.channel(_MARK).connected_to(seen):
@@ -101,10 +103,10 @@ def settle(reactor: Reactor, timeout: float = TIMEOUT) -> None:
         waiting = set(reactor.databases)
         while waiting:
             try:
-                # Two that lead to the same place receive each other's marks, too.
+                # Two for the same database receive each other's marks, too.
                 waiting.discard(handled.get(timeout=seconds_until(deadline)))
             except queue.Empty:
                 names = ", ".join(sorted(database.name for database in waiting))
                 raise AssertionError(
-                    f"not everything of {names} was received and handled within {timeout:g} s"
+                    f"notifications of {names} were not all handled within {timeout:g} s"
                 ) from None

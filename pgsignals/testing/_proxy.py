@@ -17,15 +17,15 @@ from typing import Literal, Self, TypeAlias, TypeVar
 from pgsignals._wire.opening import endpoint, redirected
 
 T = TypeVar("T")
-#: Which way bytes go.
+#: The direction in which bytes travel.
 Direction: TypeAlias = Literal["to_server", "to_client"]
 #: Both of them.
 DIRECTIONS: tuple[Direction, ...] = ("to_server", "to_client")
 
-# Below the system's ephemeral ports: there, connecting to a closed port can reach itself.
+# Below the ephemeral ports, where connecting to a closed port can connect to itself.
 _PORTS = range(15_000, 30_000)
 
-# What a frozen direction takes in before its sender feels it, like a network's buffers.
+# Bytes that a frozen direction accepts before its sender blocks, like a network's buffers.
 _CAPACITY = 1 << 20
 
 _CONNECT_TIMEOUT = 5.0  # seconds; meanwhile nothing is forwarded
@@ -38,7 +38,7 @@ class _Flow:
         self.direction = direction
         self.source = source
         self.target = target
-        self.chunks: deque[tuple[float, bytes]] = deque()  # each with the time when it is due
+        self.chunks: deque[tuple[float, bytes]] = deque()  # each with the time it is due
         self.at_end = False
         self.told_end = False
 
@@ -54,12 +54,12 @@ class _Flow:
             self.at_end = True
 
     def change(self, function: Callable[[bytes], bytes]) -> None:
-        """Replace what is held, and make it one piece."""
+        """Replace the bytes held, as one chunk."""
         data = function(b"".join(chunk for _, chunk in self.chunks))
         self.chunks = deque([(0.0, data)] if data else [])
 
     def send(self, most: int | None) -> int:
-        """Send the first chunk, at most *most* bytes of it, and return how much went."""
+        """Send at most *most* bytes of the first chunk, and return how many were sent."""
         due, chunk = self.chunks[0]
         sent = self.target.send(chunk[:most])
         if sent == len(chunk):
@@ -70,18 +70,18 @@ class _Flow:
 
 
 class Proxy:
-    """Forwards every connection to its *port* on 127.0.0.1 to a server, with faults on request.
+    """Forwards connections to its *port* on 127.0.0.1 to a server, with faults on request.
 
-    A context manager that is at work from the start.  What a method does holds when it returns:
+    A context manager that works from its creation.  Methods take effect before they return:
     nothing passes after :meth:`freeze`.
 
-    :param dsn: leads to the server, which need not run: a host, or the directory of a Unix
-        socket, and perhaps a port.  Nothing else of it matters.
-    :raises ConnectError: a connection string that cannot be read.
-    :raises ValueError: one that names no host, or several.
+    :param dsn: the server, which need not be running: a host, or the directory of a Unix socket,
+        and a port if it is not the default.  Other parameters are ignored.
+    :raises ConnectError: *dsn* cannot be parsed.
+    :raises ValueError: it names no host, or several.
 
-    :ivar port: where it listens.
-    :ivar dsn: *dsn*, led through the proxy.
+    :ivar port: the port that it listens on.
+    :ivar dsn: *dsn*, changed to lead through the proxy.
     """
 
     def __init__(self, dsn: str) -> None:
@@ -110,7 +110,7 @@ class Proxy:
         self.close()
 
     def close(self) -> None:
-        """End everything; a second call does nothing."""
+        """End all connections and stop listening; calling it again does nothing."""
         if self._closing:
             return
         self.refuse()
@@ -124,20 +124,20 @@ class Proxy:
     # -- faults --------------------------------------------------------------------------------
 
     def refuse(self) -> None:
-        """Refuse new connections; existing ones go on."""
+        """Refuse new connections; existing ones continue."""
         self._call(self._refuse)
 
     def accept(self) -> None:
-        """Take new connections again, on the same port."""
+        """Accept new connections again, on the same port."""
         self._call(self._accept)
 
     def freeze(self, direction: Direction | None = None) -> None:
-        """Forward nothing, not even an end; in one direction, or in both.  New connections are
-        taken, and frozen too."""
+        """Forward nothing, not even the end of a connection, in one direction or in both.  New
+        connections are accepted, and frozen, too."""
         self._call(lambda: self._frozen.update(_chosen(direction)))
 
     def thaw(self, direction: Direction | None = None) -> None:
-        """Forward what was held, in one piece, and go on."""
+        """Forward the bytes held, as one chunk, and continue."""
 
         def thaw() -> None:
             self._frozen.difference_update(_chosen(direction))
@@ -147,13 +147,13 @@ class Proxy:
         self._call(thaw)
 
     def delay(self, seconds: float, direction: Direction | None = None) -> None:
-        """Let everything from now on take *seconds* longer."""
+        """Delay everything from now on by *seconds*."""
         self._call(lambda: self._delay.update(dict.fromkeys(_chosen(direction), seconds)))
 
     def rewrite(self, direction: Direction, change: Callable[[bytes], bytes]) -> None:
-        """Change what is held in a frozen direction.
+        """Change the bytes held in a frozen direction.
 
-        :raises ValueError: it is not frozen; the bytes would pass meanwhile.
+        :raises ValueError: *direction* is not frozen, so the bytes would pass meanwhile.
         """
 
         def rewrite() -> None:
@@ -165,7 +165,7 @@ class Proxy:
         self._call(rewrite)
 
     def cut_after(self, count: int, direction: Direction, *, reset: bool = False) -> None:
-        """End the connection that forwards the byte *count* from now, after that byte."""
+        """End the connection that forwards byte number *count* from now on, after that byte."""
 
         def cut_after() -> None:
             self._allowance[direction] = count
@@ -174,32 +174,32 @@ class Proxy:
         self._call(cut_after)
 
     def cut(self) -> None:
-        """End all connections, as an exiting proxy does."""
+        """End all connections, as a proxy does when it exits."""
         self._call(lambda: self._end(self._links, reset=False))
 
     def reset(self) -> None:
-        """End all connections as a firewall does, with RST to both sides."""
+        """Reset all connections with RST to both sides, as a firewall does."""
         self._call(lambda: self._end(self._links, reset=True))
 
     # -- what can be seen ----------------------------------------------------------------------
 
     @property
     def links(self) -> int:
-        """How many connections there are."""
+        """The number of connections."""
         return self._call(lambda: len(self._links))
 
     def held(self, direction: Direction) -> int:
-        """How many bytes wait to be forwarded."""
+        """The number of bytes waiting to be forwarded in *direction*."""
         return self._call(lambda: sum(flow.held for flow in self._flows(direction)))
 
     def forwarded(self, direction: Direction) -> int:
-        """How many bytes have been forwarded so far."""
+        """The number of bytes forwarded in *direction* so far."""
         return self._call(lambda: self._forwarded[direction])
 
     # -- the thread ----------------------------------------------------------------------------
 
     def _call(self, function: Callable[[], T]) -> T:
-        """Run *function* in the thread, between two turns."""
+        """Run *function* on the proxy's thread, between two polls, and return its result."""
         outcome: Future[T] = Future()
 
         def order() -> None:
@@ -246,7 +246,7 @@ class Proxy:
                 self._listener, self.port = listener, port
 
     def _arrange(self) -> tuple[select.poll, float | None]:
-        """What to poll for, and for how long."""
+        """Return a poll object for everything to wait for, and the timeout in milliseconds."""
         now = time.monotonic()
         events: dict[int, int] = {self._ear.fileno(): select.POLLIN}
         until = []

@@ -1,4 +1,4 @@
-"""Sessions beside those that are tested, and the end of those."""
+"""Sessions beside the one under test, and how to end that one."""
 
 from __future__ import annotations
 
@@ -10,36 +10,34 @@ TERMINATE = "SELECT pg_catalog.pg_terminate_backend(%s::pg_catalog.int4, %s::pg_
 
 
 def beside(target: str | Database | Reactor) -> Database:
-    """A database whose :meth:`~Database.open` makes a session where *target* leads.
+    """Return a Database that opens sessions of its own where *target* leads.
 
-    :raises TypeError: something else.
-    :raises ValueError: a reactor with several databases.
+    :raises TypeError: *target* has another type.
+    :raises ValueError: *target* is a reactor with several databases.
     """
     if isinstance(target, Reactor):
         if len(target.databases) > 1:
-            raise ValueError("this reactor has several databases: give one of reactor.databases")
+            raise ValueError("the reactor has several databases; pass one of reactor.databases")
         target = target.databases[0]
     if isinstance(target, str):
         return Database(target)
     if not isinstance(target, Database):
-        raise TypeError(
-            f"give a connection string, a Database or a Reactor, not {type(target).__name__}"
-        )
+        raise TypeError(f"database must be a str, Database or Reactor, not {type(target).__name__}")
     return Database(connect=target._access.connect_beside)
 
 
 def kill_listener(
     listener: Database | Reactor, timeout: float = TIMEOUT, *, dsn: str | None = None
 ) -> None:
-    """End the listening session of *listener* as an administrator does, with
-    ``pg_terminate_backend``; of a reactor, those of all its databases.  Blocks until the server's
-    processes have ended.  PostgreSQL 14 or newer.
+    """End the listening session of *listener* with ``pg_terminate_backend``, as an administrator
+    would; for a reactor, those of all its databases.  Blocks until the server processes have
+    ended.  Needs PostgreSQL 14 or newer.
 
     :param timeout: seconds.
-    :param dsn: how to reach the server; None: as *listener* does, which is too late when that
-        leads through a frozen :class:`Proxy`.
-    :raises ClosedError: a database that was never opened.
-    :raises AssertionError: there is no such session any more, or it did not end in time.
+    :param dsn: how to reach the server; None for the way of *listener*, which does not work
+        through a frozen :class:`Proxy`.
+    :raises ClosedError: the database was never opened.
+    :raises AssertionError: the session had ended already, or did not end in time.
     """
     __tracebackhide__ = True
     for database in listener.databases if isinstance(listener, Reactor) else (listener,):
@@ -51,6 +49,6 @@ def kill_listener(
             cursor = session.execute(TERMINATE, (pid, milliseconds))
             if cursor.fetchone() != (True,):
                 raise AssertionError(
-                    f"session {pid} of {database.name} had ended before, "
+                    f"session {pid} of {database.name} had ended already, "
                     f"or did not end within {timeout:g} s"
                 )

@@ -1,4 +1,4 @@
-"""Waiting for what must happen, never for an amount of time."""
+"""Waiting for a condition, never for a fixed time."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pgsignals.manager import as_seconds, check_timeout
 
 T = TypeVar("T")
 
-#: Seconds until something that must happen counts as missing, where nothing else is said.
+#: Default timeout, in seconds.
 TIMEOUT: Final = 10.0
 
-_PAUSE = 0.005  # seconds between two looks
+_PAUSE = 0.005  # seconds between two checks
 
 
 def wait_until(
     condition: Callable[[], T], timeout: float = TIMEOUT, *, why: str = "it never happened"
 ) -> T:
-    """Return the first true result of *condition*, asked again and again.  Blocks.
+    """Call *condition* until its result is true, and return that.  Blocks.
 
     :param timeout: seconds.
-    :param why: begins the message of the failure.
+    :param why: the beginning of the failure message.
     :raises AssertionError: the time ran out.
     """
     __tracebackhide__ = True
@@ -35,10 +35,10 @@ def wait_until(
 
 
 def deadline_in(timeout: float) -> float:
-    """When *timeout* seconds from now will be over, by ``time.monotonic()``.
+    """Return the ``time.monotonic()`` of *timeout* seconds from now.
 
-    :raises TypeError: not a number; also None, as a test must end.
-    :raises ValueError: negative, or NaN.
+    :raises TypeError: *timeout* is not a number; None is not allowed, as a test must end.
+    :raises ValueError: it is negative, or NaN.
     """
     if timeout is None:
         raise TypeError("timeout must be a number of seconds, not None")
@@ -46,5 +46,5 @@ def deadline_in(timeout: float) -> float:
 
 
 def seconds_until(deadline: float) -> float:
-    """What is left, at least 0."""
+    """Return the seconds left until *deadline*, at least 0."""
     return max(0.0, deadline - time.monotonic())
