@@ -55,6 +55,7 @@ LEVELS: list[set[str]] = [
     {"signals"},
     {"_dispatch.workers"},
     {"_sources.errands"},
+    {"_sources.intake"},
     {"_sources.upkeep"},
     {"_sources.asking"},
     {"_sources.probing"},

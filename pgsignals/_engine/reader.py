@@ -20,7 +20,8 @@ from pgsignals._pure.burst import Burst
 from pgsignals._pure.phases import Event, Lifecycle
 from pgsignals._pure.states import State
 from pgsignals._runtime.log import Log
-from pgsignals._sources.listen import Events, Link, Settings, now_utc
+from pgsignals._sources.intake import now_utc
+from pgsignals._sources.listen import Events, Link, Settings
 from pgsignals._wire.poller import Poller
 from pgsignals._wire.session import Session
 from pgsignals.database import Database
@@ -270,12 +271,12 @@ class Reader:
             link.guarded(link.ended)
 
     def _queue(self, link: Link, burst: Burst) -> None:
-        if (drops := link.dropped_early) is not None:
-            link.dropped_early = None
+        if (drops := link.intake.dropped) is not None:
+            link.intake.dropped = None
             self._backlog.overflow(link, drops)
         link.counters.received += len(burst)
         link.counters.last_received = time.time()
-        self._backlog.put(link, burst, link.proven_since, now_utc())
+        self._backlog.put(link, burst, link.intake.proven_since, now_utc())
         self.events.queued(link)
 
     def _check_links(self) -> None:

@@ -15,17 +15,16 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from typing import Literal, Protocol
 
 from pgsignals._dispatch.workers import Plan
 from pgsignals._pure.backoff import Backoff
 from pgsignals._pure.burst import Burst
-from pgsignals._pure.lanes import Drops, Hold, Outcome, Policy
+from pgsignals._pure.lanes import Drops, Outcome, Policy
 from pgsignals._pure.names import PROBE_CHANNEL
 from pgsignals._pure.statements import (
     UNGUARD,
@@ -44,9 +43,10 @@ from pgsignals._pure.values import Notification
 from pgsignals._runtime.log import Log
 from pgsignals._sources.asking import UNSENT, Asker
 from pgsignals._sources.counters import Counters
+from pgsignals._sources.intake import Intake, now_utc
 from pgsignals._sources.probing import CanaryKeeper, QueueWatch, RoundTrips
 from pgsignals._sources.registering import Registrar
-from pgsignals._sources.reports import DatabaseStatus, Gap
+from pgsignals._sources.reports import DatabaseStatus, Gap, shown
 from pgsignals._sources.setup import Setup
 from pgsignals._sources.upkeep import Host, Reason, Upkeep
 from pgsignals._wire.results import Result
@@ -63,20 +63,6 @@ READS = 32
 
 #: Notifications of a flood that are read at once.
 SHARE = 8192
-
-#: What an operator is shown.
-SHOWN: dict[State, Literal["connecting", "listening", "lost", "stopped"]] = {
-    State.CONNECTING: "connecting",
-    State.SYNCING: "connecting",
-    State.LISTENING: "listening",
-    State.WAITING: "lost",
-    State.STOPPED: "stopped",
-}
-
-
-def now_utc() -> datetime:
-    """This machine's clock, aware."""
-    return datetime.now(UTC)
 
 
 @dataclass(frozen=True)
@@ -160,19 +146,13 @@ class Link:
             settled=reader.wake_waiters,
         )
         self._queue = QueueWatch(self.upkeep, self.control)
-        # -- what has been received
-        self.proven_since = self.condition.proof.since  # committed before: delivered before
-        self.dropped_early: Drops | None = None  # before what was drained last
-        self._held = self._new_hold()
-        self._collected: deque[Notification] = deque()  # with statements of a connection's owner
         self.plans: dict[str, Plan] = {}
-        # -- figures
         self.counters = Counters()
+        self.intake = Intake(
+            settings.max_backlog, settings.overflow, self.counters, self.condition.proof.since
+        )
         self.probe_seconds: float | None = None
         self.notifies_later = False  # a handler has, in a transaction whose commit we do not see
-
-    def _new_hold(self) -> Hold:
-        return Hold(self._settings.max_backlog, self._settings.overflow)
 
     # -- what others may know; from any thread ---------------------------------------------------
 
@@ -216,7 +196,7 @@ class Link:
         session, condition = self.upkeep.session, self.condition
         if session is None:
             return Burst()
-        self.proven_since = condition.proof.since  # before what this read may prove
+        self.intake.proven_since = condition.proof.since  # before what this read may prove
         session.attentive = condition.exchange.with_server
         # At the end, all that is there.
         burst = Burst()
@@ -231,21 +211,11 @@ class Link:
         while session.answers and not session.ended:
             self._reader.recheck()
             self._asker.answered(session.answers.popleft())
-        return self._for_users(burst)
-
-    def _for_users(self, burst: Burst) -> Burst:
-        """What may be handed over now: nothing before the session is announced."""
-        if self.condition.state is State.SYNCING:
+        if condition.state is State.SYNCING:
             self._reader.recheck()
-            self._held.put(burst, self.proven_since, now_utc())
+            self.intake.hold(burst)
             return Burst()
-        if self._held:
-            received = self._held.received
-            held, self.dropped_early = self._held.take(self.proven_since, now_utc())
-            self.counters.received += received - len(held)  # the rest is counted when it is queued
-            held += burst
-            return held
-        return burst
+        return self.intake.release(burst)
 
     def _collected_more(self) -> None:
         """There is something to find that the socket does not show; from any thread."""
@@ -294,8 +264,8 @@ class Link:
         self._setup.borrow(session)
 
     def _adopt(self, session: Session) -> None:
-        session.deliver(self._collected, self._collected_more)
-        self._held = self._new_hold()
+        session.deliver(self.intake.collected, self._collected_more)
+        self.intake.begin()
         self._asker.begin()
         self._reader.watch(self)
         self._setup.begin()
@@ -347,7 +317,7 @@ class Link:
         resumed = condition.past.synced(now)
         if session is not None:
             self.database._custody.renew(session)
-            session.deliver(self._collected, self._collected_more)
+            session.deliver(self.intake.collected, self._collected_more)
         if self._canaries.behind_pooler:
             logger.warning(
                 "%s: a pooler is in front of the server; it lets notifications through, so it "
@@ -361,7 +331,7 @@ class Link:
             self._report_gap("reconnect", condition.past.resumed(condition.proof.since), None)
         if (interval := self._settings.probe_interval) is not None:
             condition.probe_at = now + interval * self._reader.rng.uniform(0.5, 1.0)
-        if self._held:
+        if self.intake.holds:
             self._collected_more()
         self._registrar.settle()
 
@@ -512,7 +482,7 @@ class Link:
         session, counters = self.upkeep.session, self.counters
         return DatabaseStatus(
             name=self.database.name,
-            state=SHOWN[self.state],
+            state=shown(self.state),
             backend_id=session.backend_id if session is not None else None,
             channels=self.channels,
             received=counters.received,

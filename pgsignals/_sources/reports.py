@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import Literal, TypeAlias
 
+from pgsignals._pure.states import State
 from pgsignals.database import Database
 
 
@@ -36,6 +37,22 @@ class Gap:
     """The channels concerned, or None for all."""
 
 
+StateName: TypeAlias = Literal["connecting", "listening", "lost", "stopped"]
+
+_SHOWN: dict[State, StateName] = {
+    State.CONNECTING: "connecting",
+    State.SYNCING: "connecting",
+    State.LISTENING: "listening",
+    State.WAITING: "lost",
+    State.STOPPED: "stopped",
+}
+
+
+def shown(state: State) -> StateName:
+    """What an operator is shown for the state of a link."""
+    return _SHOWN[state]
+
+
 @dataclass(frozen=True, slots=True)
 class DatabaseStatus:
     """What an operator sees of one database of a reactor."""
@@ -43,7 +60,7 @@ class DatabaseStatus:
     name: str
     """Host, port and database name; never a secret."""
 
-    state: Literal["connecting", "listening", "lost", "stopped"]
+    state: StateName
     """``lost`` while it waits to try again."""
 
     backend_id: int | None
