@@ -236,7 +236,7 @@ def test_statement_collects_what_a_share_has_left(flooded: Session) -> None:
     assert flooded.more
     flooded.query("SELECT 1")
     arrived: deque[Notification] = deque()
-    flooded.deliver(arrived, flooded.shutdown)  # any bound method
+    flooded.arrivals.deliver(arrived, flooded.shutdown)  # any bound method
 
     assert arrived
     assert first + payloads(flooded.read()) == NUMBERS
@@ -347,7 +347,7 @@ def test_read_does_not_wait_for_a_thread_that_runs_a_statement(
 
     arrived: deque[Notification] = deque()
     ear = Ear()
-    session.deliver(arrived, ear.hear)
+    session.arrivals.deliver(arrived, ear.hear)
     sleeping = Background(session.query, "SELECT pg_sleep(1)")
     wait_until(
         lambda: admin.execute(
@@ -389,7 +389,7 @@ def test_what_was_collected_before_somebody_asked_is_delivered(
     session.query("SELECT 1")
     arrived: deque[Notification] = deque()
 
-    session.deliver(arrived, session.shutdown)  # any bound method
+    session.arrivals.deliver(arrived, session.shutdown)  # any bound method
 
     assert payloads([*arrived]) == ["1"]
 
@@ -501,11 +501,11 @@ def test_canary_that_came_with_a_statement_is_looked_for_however_the_reader_inte
     """Its hint may be taken between its name and itself; then nobody would find it."""
     listen(session, PROBE_CHANNEL)
     admin.notify(PROBE_CHANNEL)
-    session.deliver(Interrupted(session.may_have_canary), session.shutdown)
+    session.arrivals.deliver(Interrupted(session.arrivals.may_have_canary), session.shutdown)
 
     session.query("SELECT 1")
 
-    assert session.may_have_canary()
+    assert session.arrivals.may_have_canary()
     assert [one.channel for one in session.read()] == [PROBE_CHANNEL]
 
 
