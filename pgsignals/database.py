@@ -236,7 +236,7 @@ class Database:
         if (host := self._serving()) is not None:
             return iter(host.listening_channels())
         session = self._custody.open_session("listening_channels()")
-        return iter([session.channel(row[0]) for row in self._query(session, LISTENING)])
+        return iter([session.texts.channel(row[0]) for row in self._query(session, LISTENING)])
 
     def notify(
         self, /, *channels: str | tuple[str, str | None], **channel_and_payload: str | None

@@ -12,8 +12,9 @@ from typing import Any, Protocol, TypeAlias
 
 from pgsignals._pure.values import Notification
 from pgsignals._runtime.fork import Birth
-from pgsignals._wire.custody import Custody, Watcher
-from pgsignals._wire.poller import Line, Poller
+from pgsignals._wire.custody import Watcher
+from pgsignals._wire.entries import DatabaseEntry, Entry, entry_of
+from pgsignals._wire.poller import Poller
 
 # A zero-timeout poll drains what is there; with a sender faster than us it still ends after this
 # many notifications.
@@ -129,133 +130,6 @@ def _check_member(member: object) -> object:
     return member
 
 
-class _Entry:
-    """A member, as the poller sees it: anything with ``fileno()``, ``closed`` and ``drain()``.
-
-    It is its own session, which is what the member says of itself.
-    """
-
-    __slots__ = ("__weakref__", "member")
-
-    silent = True
-
-    def __init__(self, member: Any) -> None:
-        self.member = member
-
-    def __repr__(self) -> str:
-        return repr(self.member)
-
-    @property
-    def session(self) -> Line | None:
-        return self
-
-    @property
-    def more(self) -> bool:
-        return False
-
-    @property
-    def contended(self) -> bool:
-        return False
-
-    @property
-    def shared(self) -> bool:
-        return False
-
-    @property
-    def ended(self) -> bool:
-        return bool(self.member.closed)
-
-    @property
-    def closed(self) -> bool:
-        return bool(self.member.closed)
-
-    def fileno(self) -> int:
-        number: int = self.member.fileno()
-        return number
-
-    def drain(self) -> list[Notification]:
-        drained = self.member.drain()
-        return drained if type(drained) is list else list(drained)
-
-    @property
-    def is_open_again(self) -> bool:
-        """Whether it has another session since it ended."""
-        return False
-
-    def leave(self) -> None:
-        """It is not watched any more."""
-
-
-class _Ours(_Entry):
-    """A :class:`Database`, and what only it reports."""
-
-    __slots__ = ("_custody", "_poller")
-
-    silent = False
-
-    def __init__(
-        self, member: Any, custody: Custody, poller: Poller[_Entry, list[Notification]]
-    ) -> None:
-        super().__init__(member)
-        self._custody = custody
-        self._poller = weakref.ref(poller)  # no cycle: files are given back at once
-        custody.add_watcher(self)
-
-    @property
-    def session(self) -> Line | None:
-        return self._custody.session
-
-    def drain(self) -> list[Notification]:
-        return self._custody.drain()
-
-    @property
-    def is_open_again(self) -> bool:
-        return not self._custody.closed
-
-    def touched(self, _: object) -> None:
-        if (poller := self._poller()) is not None:
-            poller.touched(self)
-
-    def leave(self) -> None:
-        self._custody.remove_watcher(self)
-
-
-class _Subclass(_Ours):
-    """One of a subclass, which may override what its base says of itself."""
-
-    __slots__ = ()
-
-    @property
-    def session(self) -> Line | None:
-        return self
-
-    def drain(self) -> list[Notification]:
-        return _Entry.drain(self)
-
-    def _session_is(self, what: str) -> bool:
-        return bool(getattr(self._custody.session, what, False))
-
-    @property
-    def more(self) -> bool:
-        return self._session_is("more") and not self._session_is("ended")
-
-    @property
-    def contended(self) -> bool:
-        return self._session_is("contended")
-
-    @property
-    def shared(self) -> bool:
-        return self._session_is("shared")
-
-
-def _entry_of(member: Any, poller: Poller[_Entry, list[Notification]]) -> _Entry:
-    custody = getattr(member, "_custody", None)
-    if not isinstance(custody, Custody):
-        return _Entry(member)
-    exact = "_custody" in vars(type(member))  # the slot of Database, which subclasses inherit
-    return (_Ours if exact else _Subclass)(member, custody, poller)
-
-
 class NotificationManager:
     """Waits on many connections and yields what arrives.
 
@@ -283,8 +157,8 @@ class NotificationManager:
         self.garbage: set[Any] = set()
         """Connections that have ended.  Never emptied by the manager; adding one of them to
         :attr:`connections` again takes it out."""
-        self._poller: Poller[_Entry, list[Notification]] = Poller("a NotificationManager")
-        self._entries: dict[Any, _Entry] = {}  # what the poller watches, by member
+        self._poller: Poller[Entry, list[Notification]] = Poller("a NotificationManager")
+        self._entries: dict[Any, Entry] = {}  # what the poller watches, by member
         self._changed = True
         self._interrupted = False
         self._since: float | None = None  # start of the interval that an idle event ends
@@ -405,7 +279,7 @@ class NotificationManager:
             entry.leave()
         for member in members - self._entries.keys():
             self.garbage.discard(member)
-            entry = self._entries[member] = _entry_of(member, self._poller)
+            entry = self._entries[member] = entry_of(member, self._poller)
             self._poller.watch(entry, silent=entry.silent)
 
     def _bury_ended(self) -> None:
@@ -422,4 +296,4 @@ class NotificationManager:
     def _watcher_of(self, member: Any) -> Watcher | None:
         """What hears of a :class:`Database` that is watched."""
         entry = self._entries.get(member)
-        return entry if isinstance(entry, _Ours) else None
+        return entry if isinstance(entry, DatabaseEntry) else None

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgsignals._pure.burst import Burst, named
+from pgsignals._pure.burst import Burst, to_notifications
 from pgsignals._pure.values import Notification
 
 SENT = [
@@ -37,7 +37,7 @@ def test_burst_gives_the_notifications_it_was_made_of() -> None:
 
 
 def test_notifications_are_made_of_triples() -> None:
-    made = list(named([("a", "1", 7)]))
+    made = list(to_notifications([("a", "1", 7)]))
 
     assert made == [Notification("a", "1", 7)]
     assert made[0].payload == "1"

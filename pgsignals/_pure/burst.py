@@ -9,13 +9,13 @@ from typing import Any
 
 from pgsignals._pure.values import Notification
 
-#: ``make(Notification, triple)`` is what ``Notification()`` does, without a call into Python.
-make = tuple.__new__
+#: ``new_tuple(Notification, triple)`` is what ``Notification()`` does, without a call into Python.
+new_tuple = tuple.__new__
 
 
-def named(rows: Iterable[tuple[str, str, int]]) -> Iterator[Notification]:
+def to_notifications(rows: Iterable[tuple[str, str, int]]) -> Iterator[Notification]:
     """Make notifications of triples; the loop is C's."""
-    return map(make, repeat(Notification), rows)
+    return map(new_tuple, repeat(Notification), rows)
 
 
 class Burst:
@@ -38,7 +38,7 @@ class Burst:
         return len(self.pids)
 
     def __iter__(self) -> Iterator[Notification]:
-        return named(zip(self.channels, self.payloads, self.pids, strict=True))
+        return to_notifications(zip(self.channels, self.payloads, self.pids, strict=True))
 
     def __iadd__(self, other: Burst) -> Burst:
         self.extend(other.channels, other.payloads, other.pids)
@@ -94,7 +94,7 @@ class Part:
         return len(self._payloads)
 
     def __iter__(self) -> Iterator[Notification]:
-        return named(zip(repeat(self._channel), self._payloads, self._pids))
+        return to_notifications(zip(repeat(self._channel), self._payloads, self._pids))
 
 
 def _by_channel(channels: list[str], values: list[Any]) -> dict[str, list[Any]]:

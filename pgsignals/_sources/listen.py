@@ -204,7 +204,7 @@ class Link:
         if condition.exchange.with_server and (burst or session.heard):
             condition.note_life(time.monotonic())
         session.heard = False
-        if session.may_have_canary() and PROBE_CHANNEL in burst.channels:
+        if session.arrivals.may_have_canary() and PROBE_CHANNEL in burst.channels:
             self._reader.recheck()
             burst = Burst(one for one in burst if one.channel != PROBE_CHANNEL)
             self._canaries.arrived()
@@ -264,7 +264,7 @@ class Link:
         self._setup.borrow(session)
 
     def _adopt(self, session: Session) -> None:
-        session.deliver(self.intake.collected, self._collected_more)
+        session.arrivals.deliver(self.intake.collected, self._collected_more)
         self.intake.begin()
         self._asker.begin()
         self._reader.watch(self)
@@ -317,7 +317,7 @@ class Link:
         resumed = condition.past.synced(now)
         if session is not None:
             self.database._custody.renew(session)
-            session.deliver(self.intake.collected, self._collected_more)
+            session.arrivals.deliver(self.intake.collected, self._collected_more)
         if self._canaries.behind_pooler:
             logger.warning(
                 "%s: a pooler is in front of the server; it lets notifications through, so it "

@@ -79,9 +79,9 @@ class Registrar:
     def _speakable(self, channels: list[str]) -> list[str]:
         """Those of *channels* that the connection can name; its owner may have set its encoding."""
         session = self._upkeep.session
-        if session is None or session.can_say("".join(channels)):
+        if session is None or session.texts.can_say("".join(channels)):
             return channels
-        lost = {channel for channel in channels if not session.can_say(channel)}
+        lost = {channel for channel in channels if not session.texts.can_say(channel)}
         self._condition.registrations.unspeakable |= lost
         self._upkeep.warn(
             f"channels that client_encoding cannot hold are not listened to: {sorted(lost)}; "

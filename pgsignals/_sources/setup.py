@@ -133,4 +133,4 @@ class Setup:
 def heard(session: Session | None, results: list[Result]) -> set[str]:
     """The channels that the server names for *session*, in answer to :data:`LISTENING`."""
     rows = results[0].rows if results else []
-    return {session.channel(row[0]) for row in rows} if session is not None else set()
+    return {session.texts.channel(row[0]) for row in rows} if session is not None else set()

@@ -51,7 +51,7 @@ Watchers: TypeAlias = tuple[weakref.ref[Watcher], ...]
 
 
 class Custody:
-    """See the module.  A poller watches it as it is."""
+    """See the module."""
 
     # Slots: a manager of thousands is faster, the fewer places it has to look at.
     __slots__ = (
@@ -102,7 +102,7 @@ class Custody:
 
     def renew(self, session: Session) -> None:
         """*session* is the database's from now on."""
-        session.deliver(self.arrived, self.tell_watchers)
+        session.arrivals.deliver(self.arrived, self.tell_watchers)
         self.session = session
         self._access.name = session.name
         self.backend_id = session.backend_id
@@ -115,7 +115,7 @@ class Custody:
             return
         self.host = None
         if self.session is not None:
-            self.session.deliver(self.arrived, self.tell_watchers)
+            self.session.arrivals.deliver(self.arrived, self.tell_watchers)
         self.tell_watchers()
 
     def forget(self) -> None:

@@ -83,6 +83,14 @@ class Texts:
         self.follow()
         return text.encode(self.names.encoding, BYTES_AS_TEXT)
 
+    def can_say(self, text: str) -> bool:
+        """Whether the client's encoding can hold *text*; a wrapped connection has its owner's."""
+        try:
+            self.encode(text)
+        except UnicodeEncodeError:
+            return False
+        return True
+
     def channel(self, hexadecimal: str | bytes) -> str:
         """A name from :data:`.statements.LISTENING`, spelled as in notifications."""
         status = self._connection.pgconn.parameter_status(b"server_encoding")

@@ -11,7 +11,7 @@ from itertools import islice, repeat
 
 from psycopg import pq
 
-from pgsignals._pure.burst import Burst, make, named
+from pgsignals._pure.burst import Burst, new_tuple, to_notifications
 from pgsignals._pure.values import Notification
 from pgsignals._wire.encodings import BYTES_AS_TEXT, Texts
 
@@ -38,7 +38,7 @@ def take_notifies(
             return taken, size >= SMALL
         relname, pid, extra = notify
         text = str(extra, names.encoding, BYTES_AS_TEXT)
-        fresh.append(make(Notification, (names[relname], text, pid)))
+        fresh.append(new_tuple(Notification, (names[relname], text, pid)))
         size += len(extra)
         taken += 1
     while raw := list(islice(iter(notifies, None), min(most - taken, CHUNK))):
@@ -49,6 +49,6 @@ def take_notifies(
             same = pids.count(pids[0]) == len(pids)  # of one sender: one number for all
             fresh.extend(channels, payloads, repeat(pids[0], len(pids)) if same else pids)
         else:
-            fresh += named(zip(channels, payloads, pids, strict=True))
+            fresh += to_notifications(zip(channels, payloads, pids, strict=True))
         taken += len(pids)
     return taken, True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -17,9 +16,10 @@ from pgsignals._pure.conninfo import one_line, place
 from pgsignals._pure.statements import clear_search_path, notify
 from pgsignals._pure.values import Notification
 from pgsignals._wire import hooks
+from pgsignals._wire.arrivals import Arrivals
 from pgsignals._wire.borrowed import collect_silently, fetch_results, lock_of
 from pgsignals._wire.descriptor import Descriptor
-from pgsignals._wire.encodings import PROBE, Texts, value_as_text
+from pgsignals._wire.encodings import Texts, value_as_text
 from pgsignals._wire.notifies import take_notifies
 from pgsignals._wire.results import Result, read_result
 from pgsignals.errors import ClosedError, ConnectionLostError, ConnectionStateError
@@ -53,22 +53,10 @@ class Session:
     """
 
     __slots__ = (
-        *("__weakref__", "_arrived", "_canary_seen", "_descriptor", "_doomed", "_forgotten"),
-        *(
-            "_hooks",
-            "_lock",
-            "_on_arrival",
-            "_results",
-            "_submitted",
-            "_texts",
-            "_watchful",
-            "answers",
-            "attentive",
-            "backend_id",
-            "broken",
-        ),
+        *("__weakref__", "_descriptor", "_doomed", "_forgotten", "_hooks", "_lock", "_results"),
+        *("_submitted", "_watchful", "answers", "arrivals", "attentive", "backend_id", "broken"),
         *("connection", "contended", "ended", "farewell", "heard", "more", "name", "pgconn"),
-        *("shared", "sqlstate", "unsent"),
+        *("shared", "sqlstate", "texts", "unsent"),
     )
 
     def __init__(self, connection: Connection, *, shared: bool = True) -> None:
@@ -92,8 +80,6 @@ class Session:
         self.contended = False  # the last read had to leave the connection to another thread
         self.broken: psycopg.Error | None = None  # what a statement met that could not be sent
         self.answers: deque[list[Result]] = deque()
-        self._arrived: deque[Notification] = deque()
-        self._on_arrival: weakref.WeakMethod[Callable[[], None]] | None = None
         self._lock = lock_of(connection)
         self._forgotten = False
         self._doomed = False  # close() could not get the lock: the thread that holds it closes
@@ -102,13 +88,13 @@ class Session:
         if shared:
             self._descriptor.keep_spare()
         self._watchful = True  # the next read has more to do than to read
-        self._texts = Texts(connection)
-        self._canary_seen = self._texts.names.latest_canary
+        self.texts = Texts(connection)
+        self.arrivals = Arrivals(self.texts)
         self._submitted = False
         self._results: list[Result] = []
         self.attentive = False  # a caller waits for a sign of life, and each read notes it
         self.heard = False  # when the last read began, the socket had something
-        self._hooks = hooks.Hooks(connection, self._collect, self._notice)
+        self._hooks = hooks.Hooks(connection, self.arrivals.collect, self._notice)
 
     def check_idle(self) -> None:
         """Refuse a connection on which nothing would arrive.
@@ -146,30 +132,7 @@ class Session:
             finally:
                 self._lock.release()
 
-    def deliver(self, arrived: deque[Notification], on_arrival: Callable[[], None]) -> None:
-        """Say who gets what arrives along with statements that run on the connection.
-
-        :param on_arrival: a bound method, held weakly; called when *arrived* was empty, in the
-            thread that ran the statement.
-        """
-        if self._on_arrival is None:  # what came before this call
-            arrived.extend(self._arrived)
-        self._arrived = arrived
-        self._on_arrival = weakref.WeakMethod(on_arrival)
-
     # -- arrivals --------------------------------------------------------------------------------
-
-    def _collect(self, notify: pq.PGnotify) -> None:
-        """Keep a notification that came along with a statement's answer."""
-        self._texts.follow()
-        relname, pid, extra = notify
-        self._arrived.append(Notification(self._texts.names[relname], self._texts.text(extra), pid))
-        if relname == PROBE:  # again, as the hint must not be older than its canary
-            self._texts.names.latest_canary = object()
-        # Asked last: what was queued before it may have been taken meanwhile, and ours left behind.
-        first = len(self._arrived) == 1
-        if first and self._on_arrival and (tell := self._on_arrival()) is not None:
-            tell()
 
     def _notice(self, diagnostic: psycopg.errors.Diagnostic) -> None:
         """Remember why the server ends the session: psycopg reports it nowhere else."""
@@ -178,12 +141,6 @@ class Session:
             self._watchful = True
             self.sqlstate = diagnostic.sqlstate
             self.farewell = diagnostic.message_primary or ""
-
-    def may_have_canary(self) -> bool:
-        """Whether a notification on the probe channel has been read since the last call, by this
-        session or by another one."""
-        before, self._canary_seen = self._canary_seen, self._texts.names.latest_canary
-        return before is not self._canary_seen
 
     def read(self, share: int = SHARE) -> list[Notification]:
         """What :meth:`read_into` finds, in a list."""
@@ -205,24 +162,20 @@ class Session:
         lock = self._lock
         if not lock.acquire(False):
             self.contended = True  # a thread that runs a statement takes and reports what arrives
-            self._take_arrived(fresh)
+            self.arrivals.take_into(fresh)
             return
         self.contended = False
         try:
             if self.attentive and not self.ended:
                 self.heard = self._descriptor.is_readable()
-            if self._arrived:
-                self._take_arrived(fresh)
+            if self.arrivals.queue:
+                self.arrivals.take_into(fresh)
             if not self.ended:
                 self._read(fresh, share, reads or READS)
         finally:
             lock.release()
             if self._doomed:
                 self.close()
-
-    def _take_arrived(self, fresh: list[Notification] | Burst) -> None:
-        while self._arrived:
-            fresh.append(self._arrived.popleft())
 
     def _read(self, fresh: list[Notification] | Burst, share: int, reads: int) -> None:
         if self._watchful and not self._is_open():
@@ -236,7 +189,7 @@ class Session:
                     with contextlib.suppress(psycopg.OperationalError):
                         self._take_results()  # the server's farewell is among them
                 self._end(exc)
-            taken, much = take_notifies(self.pgconn, self._texts, fresh, room)
+            taken, much = take_notifies(self.pgconn, self.texts, fresh, room)
             if self._watchful:
                 if self.farewell:
                     self.leave()  # the server has said so; the end of the stream only follows
@@ -254,7 +207,7 @@ class Session:
             if self.broken is not None and not self.ended:
                 self._end(self.broken)
             if self.ended:
-                take_notifies(self.pgconn, self._texts, fresh, sys.maxsize)
+                take_notifies(self.pgconn, self.texts, fresh, sys.maxsize)
                 self.more = False
             self._watchful = self._submitted or self.ended
             if self.shared:  # asked last, as share() may come from another thread
@@ -262,7 +215,7 @@ class Session:
 
     def _is_open(self) -> bool:
         try:
-            self._texts.follow()
+            self.texts.follow()
         except psycopg.OperationalError as exc:  # its owner has closed it
             self._end(exc)
         return not self.ended
@@ -272,7 +225,7 @@ class Session:
         self.more = False
         # An answer must not overtake what came before it.
         room = sys.maxsize if self._submitted else share
-        return room - take_notifies(self.pgconn, self._texts, fresh, room)[0]
+        return room - take_notifies(self.pgconn, self.texts, fresh, room)[0]
 
     def _end(self, exc: psycopg.Error) -> None:
         self._watchful = True
@@ -296,14 +249,14 @@ class Session:
                 spare = not self.ended and self._descriptor.keep_spare()
         try:
             cursor = psycopg.Cursor(self.connection, row_factory=psycopg.rows.tuple_row)
-            cursor.execute(self._texts.encode(sql), params, prepare=False)
+            cursor.execute(self.texts.encode(sql), params, prepare=False)
             return cursor.fetchall() if cursor.description else []
         except psycopg.Error as exc:  # a DataError, too, may have ended it
             if not self.connection.closed:
                 raise
             self._end(exc)
             while (notify := self.pgconn.notifies()) is not None:
-                self._collect(notify)
+                self.arrivals.collect(notify)
             lost = self.lost()
         finally:
             if spare and not self.shared:
@@ -316,14 +269,6 @@ class Session:
         """Issue *items* in one statement and return their number; as :meth:`query`."""
         return int(self.query(*notify(items))[0][0]) if items else 0
 
-    def can_say(self, text: str) -> bool:
-        """Whether the client's encoding can hold *text*; a wrapped connection has its owner's."""
-        try:
-            self._texts.encode(text)
-        except UnicodeEncodeError:
-            return False
-        return True
-
     def query_text(self, sql: str) -> list[tuple[Any, ...]]:
         """As :meth:`query`, with text as ``str`` even in SQL_ASCII."""
         return [tuple(map(value_as_text, row)) for row in self.query(sql)]
@@ -333,10 +278,6 @@ class Session:
         """How this session ended: the server's words and its code, where it sent any."""
         code = f" ({self.sqlstate})" if self.sqlstate else ""
         return f"{self.farewell or 'the connection is gone'}{code}"
-
-    def channel(self, hexadecimal: str | bytes) -> str:
-        """See :meth:`Texts.channel`."""
-        return self._texts.channel(hexadecimal)
 
     def clear_search_path(self) -> None:
         """Empty it: no names but the server's own mean anything then.  For a session on which
@@ -360,7 +301,7 @@ class Session:
         :attr:`answers`.  One at a time."""
         self._watchful = True
         try:
-            self.pgconn.send_query(self._texts.encode(sql))
+            self.pgconn.send_query(self.texts.encode(sql))
             self._submitted = True
         except psycopg.OperationalError as exc:
             self.broken = exc  # read() takes what is left, perhaps the reason, and ends it
@@ -384,7 +325,7 @@ class Session:
             if self.ended or (self.pgconn.status != _BAD and (self.in_transaction or pipeline)):
                 return self.ended
             begins()
-            self.pgconn.send_query(self._texts.encode(sql))
+            self.pgconn.send_query(self.texts.encode(sql))
             results = fetch_results(self.connection)
             self.answers.append([self._read_result(result) for result in results])
         except psycopg.Error as exc:
@@ -416,7 +357,7 @@ class Session:
         return False
 
     def _read_result(self, result: pq.abc.PGresult) -> Result:
-        answer, farewell = read_result(result, self._texts)
+        answer, farewell = read_result(result, self.texts)
         if farewell:
             self.sqlstate, self.farewell = answer.sqlstate, answer.message
         return answer
