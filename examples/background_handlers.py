@@ -4,9 +4,9 @@
 
     python examples/background_handlers.py postgresql://app@localhost/shop
 
-Without an argument DATABASE_URL counts, else libpq's own variables.  The program keeps prices in
-a table of its own, which it drops in the end, and a copy of them in a dictionary.  It changes a
-price, loses its session on purpose, changes another price meanwhile, and compares.
+Without an argument it uses DATABASE_URL, else libpq's own variables.  The program keeps prices in
+a table that it drops at the end, and a copy of them in a dictionary.  It changes a price, loses its
+session on purpose, changes another price meanwhile, and compares.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ class Prices:
 
     def fill(self, db: Database, *, resumed: bool) -> None:
         """Read all of it: the session listens, and nothing has been handled yet."""
-        if not resumed:  # else a gap follows
+        if not resumed:  # otherwise a gap follows
             self._read_all(db, "filled")
 
     def refill(self, db: Database, *, gap: Gap) -> None:
-        """Read it again: some changes may not have been notified to us."""
+        """Read it again: we may have missed notifications of some changes."""
         self._read_all(db, f"gap ({gap.reason}), filled again")
 
     def refresh(self, db: Database, *, notification: Notification) -> None:
-        """Read one of them: the payload is the item's name."""
+        """Read one price: the payload is the item's name."""
         if self.stale:
             self._read_all(db, "read again")
             return
@@ -51,7 +51,7 @@ class Prices:
         self._replace(others if row is None else others | {item: row[0]}, f"notified of {item}")
 
     def retry(self, reactor: Reactor) -> None:
-        """Read all of it, if the last read has failed.  The copy stays as it was meanwhile."""
+        """Read all of it if the last read has failed.  Until then the copy stays as it was."""
         if self.stale:
             self._read_all(reactor.databases[0], "read again")
 
@@ -68,13 +68,13 @@ class Prices:
             self._changed.notify_all()
 
     def become(self, cents: dict[str, int]) -> bool:
-        """Wait until the copy is as it should be; false when that takes too long."""
+        """Wait until the copy is as it should be; false if that takes too long."""
         with self._changed:
             return self._changed.wait_for(lambda: self.cents == cents, PATIENCE)
 
 
 def set_price(db: Database, item: str, cents: int) -> None:
-    """Change the table and notify of it, both or neither."""
+    """Change the table and announce it, both or neither."""
     with db.transaction():
         db.execute(
             f"INSERT INTO {TABLE} VALUES (%s, %s) ON CONFLICT (item) DO UPDATE SET cents = %s",
@@ -84,7 +84,7 @@ def set_price(db: Database, item: str, cents: int) -> None:
 
 
 def watch(reactor: Reactor, prices: Prices) -> None:
-    """Connect the receivers.  A method is forgotten unless something holds it: ``weak=False``."""
+    """Connect the receivers.  Methods need ``weak=False``, as nothing else holds them."""
     reactor.on_channel("prices")(prices.refresh)
     reactor.connected.connect(prices.fill, weak=False)
     reactor.gap.connect(prices.refill, weak=False)
@@ -92,7 +92,7 @@ def watch(reactor: Reactor, prices: Prices) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the example; 0 when the copy was right in the end."""
+    """Run the example; 0 if the copy was right at the end."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("dsn", nargs="?", default=os.environ.get("DATABASE_URL", ""))
     dsn: str = parser.parse_args(argv).dsn

@@ -5,9 +5,9 @@
     python examples/several_databases.py postgresql://app@localhost/shop \\
         postgresql://app@localhost/warehouse
 
-With one argument there are two connections to that database; with none DATABASE_URL counts, else
+With one argument it opens two connections to that database; with none it uses DATABASE_URL, else
 libpq's own variables.  The loop sends something to every database when it is idle, then ends one
-of its connections, finds it in ``garbage``, opens it again and goes on, until each has received
+of its connections, finds it in ``garbage``, reopens it and goes on, until each has received
 something twice.
 """
 
@@ -27,7 +27,7 @@ IDLES = 100
 
 
 def revive(manager: NotificationManager) -> None:
-    """Open what has ended, and have it watched again."""
+    """Reopen what has ended, and watch it again."""
     for db in list(manager.garbage):
         try:
             db.open()
@@ -36,11 +36,11 @@ def revive(manager: NotificationManager) -> None:
             continue
         db.listen(CHANNEL)
         manager.connections.add(db)  # which takes it out of garbage
-        print(f"{db.name} is back; what was committed meanwhile is missing")
+        print(f"{db.name} is back; it has missed what was committed meanwhile")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the example; 0 when every connection has received something twice."""
+    """Run the example; 0 if every connection has received something twice."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("dsn", nargs="*", default=[os.environ.get("DATABASE_URL", "")])
     dsns: list[str] = parser.parse_args(argv).dsn
@@ -73,7 +73,7 @@ def run(databases: list[Database], end_first: Callable[[], None]) -> int:
             idles += 1
             if idles == IDLES:
                 print("something is missing")
-                break  # rather than wait for ever
+                break  # rather than wait forever
             revive(manager)
             for db in manager.connections:
                 with contextlib.suppress(ConnectionLostError):  # the loop finds it in a moment

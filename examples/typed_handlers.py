@@ -1,11 +1,11 @@
-"""Handlers that are given dataclasses, whose types mypy checks.
+"""Handlers that receive dataclasses, whose types mypy checks.
 
 ::
 
     python examples/typed_handlers.py postgresql://app@localhost/shop
     mypy --strict examples/typed_handlers.py
 
-Without an argument DATABASE_URL counts, else libpq's own variables.  Change ``value: Order`` into
+Without an argument it uses DATABASE_URL, else libpq's own variables.  Change ``value: Order`` to
 ``value: int`` and run mypy again.
 """
 
@@ -55,16 +55,16 @@ class Till:
         self.events.put(f"order {value.number}: {len(value.lines)} lines, {value.cents} cents")
 
     def convert(self, db: Database, notification: Notification, value: float) -> None:
-        """Any callable that takes a text is a decode, and what it returns is the value."""
+        """A decode is any callable that takes a str; what it returns is the value."""
         self.events.put(f"rate: {value:.2f}")
 
     def refuse(self, db: Database, *, error: BaseException, **_: Any) -> None:
-        """The error names the field and not the payload."""
+        """The error names the field, not the payload."""
         self.events.put(f"refused: {error}")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the example; 0 when everything has arrived."""
+    """Run the example; 0 if everything has arrived."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("dsn", nargs="?", default=os.environ.get("DATABASE_URL", ""))
     dsn: str = parser.parse_args(argv).dsn

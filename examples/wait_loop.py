@@ -1,11 +1,11 @@
-"""A loop of one's own on one connection, with idle events.
+"""A loop of your own over one connection, with idle events.
 
 ::
 
     python examples/wait_loop.py postgresql://app@localhost/shop
 
-Without an argument DATABASE_URL counts, else libpq's own variables.  Whenever the loop has been
-idle for a while it sends an order to itself; an order is answered with a receipt, on the same
+Without an argument it uses DATABASE_URL, else libpq's own variables.  Whenever the loop has been
+idle for a while, it sends an order to itself; it answers an order with a receipt, on the same
 connection, inside the loop; the third receipt ends it.
 """
 
@@ -20,7 +20,7 @@ ORDERS = ("teapot", "cup", "saucer")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the example; 0 when every order got its receipt, in order."""
+    """Run the example; 0 if every order got its receipt, in order."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("dsn", nargs="?", default=os.environ.get("DATABASE_URL", ""))
     dsn: str = parser.parse_args(argv).dsn
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
                     db.notify(("example.orders", to_send.pop(0)))
                 continue
             if notification.pid != db.backend_id:
-                continue  # somebody else runs this example, too
+                continue  # another process runs this example as well
             print(describe(notification))
             if notification.channel == "example.orders":
                 db.notify(("example.receipts", notification.payload))

@@ -248,7 +248,7 @@ def test_restart_of_the_server_shows_a_gap_and_refills_the_page(shop: Shop) -> N
     assert not browser.evaluate(SHOWS_BANNER.format(kind="broken"))
 
     shop.restart_deaf(("Grace", "cup", 2, 600), ("Alan", "tray", 1, 900))
-    browser.wait_for(SHOWS_BANNER.format(kind="mended"))
+    browser.wait_for(SHOWS_BANNER.format(kind="restored"))
 
     assert browser.evaluate(ROWS) == 3
     assert "2 orders are new or changed" in browser.text("#banner")
@@ -256,7 +256,7 @@ def test_restart_of_the_server_shows_a_gap_and_refills_the_page(shop: Shop) -> N
     assert browser.text("#link") == "Live"
 
     browser.evaluate("document.getElementById('dismiss').click()")
-    assert not browser.evaluate(SHOWS_BANNER.format(kind="mended"))
+    assert not browser.evaluate(SHOWS_BANNER.format(kind="restored"))
     shop.place(("Ada", "spoon", 1, 200))
     browser.wait_for(f"{ROWS} === 4")
 
@@ -272,7 +272,7 @@ def test_browser_comes_back_by_itself(shop: Shop) -> None:
     shop.site.start()
     browser.wait_for(f"{ROWS} === 1")
 
-    browser.wait_for(SHOWS_BANNER.format(kind="mended"))
+    browser.wait_for(SHOWS_BANNER.format(kind="restored"))
     assert "The stream was interrupted" in browser.text("#banner")
     assert browser.evaluate("window.same"), "the page was loaded again"
 
@@ -454,7 +454,7 @@ def take_pictures(folder: Path) -> None:
                 browser.wait_for(SHOWS_BANNER.format(kind="broken"))
                 take(browser, folder / f"live-orders-{name}-lost.png")
                 shop.restart_deaf(*MISSED)
-                browser.wait_for(SHOWS_BANNER.format(kind="mended"))
+                browser.wait_for(SHOWS_BANNER.format(kind="restored"))
                 take(browser, folder / f"live-orders-{name}-after.png")
             finally:
                 shop.close()

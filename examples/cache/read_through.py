@@ -4,9 +4,9 @@
 
     python examples/cache/read_through.py postgresql://app@localhost/shop
 
-Without an argument DATABASE_URL counts, else libpq's own variables.  The program keeps prices in
-a table of its own, which it drops in the end.  It reads them through the cache, changes them, and
-loses its session on purpose.
+Without an argument it uses DATABASE_URL, else libpq's own variables.  The program keeps prices in
+a table that it drops at the end.  It reads them through the cache, changes them, and loses its
+session on purpose.
 
 :class:`ReadThrough` is the part to copy.  README.md says what it promises.
 """
@@ -34,14 +34,14 @@ PATIENCE = 20.0
 class ReadThrough(Generic[V]):
     """Remembers what *load* returned for a key until that key is notified on *channel*.
 
-    It remembers while the link of the reactor, which serves one database, holds, and reads every
-    time while it does not.  The payload of a notification is the key; an empty one means all.
+    It remembers while the link of the reactor holds, which must serve one database, and otherwise
+    reads every time.  The payload of a notification is the key; an empty one means all keys.
 
     :meth:`get` may be called from any thread.  The receivers run on the reactor's worker.
 
     :param load: reads one key from the primary server, in a transaction that it begins itself:
-        an older one would show the table as it was.  None in the result is a value, too.
-    :param limit: how many keys to remember; the one that was read first makes room.
+        an older one would show the table as it was.  A result of None is a value like any other.
+    :param limit: how many keys to remember; a new one replaces the one that was read first.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class ReadThrough(Generic[V]):
                 self._reading.discard(reading)
             raise
         with self._lock:
-            # Not there any more: it was notified meanwhile, and what was read may be older.
+            # If it is gone, its key was notified meanwhile, and what was read may be older.
             if reading in self._reading:
                 self._reading.remove(reading)
                 if self._listening:
@@ -121,7 +121,7 @@ class ReadThrough(Generic[V]):
 
 
 class _Read:
-    """One call of ``load`` that is under way."""
+    """One call of ``load`` in progress."""
 
     def __init__(self, key: str) -> None:
         self.key = key
@@ -134,8 +134,8 @@ SCHEMA = f"""
 DROP TABLE IF EXISTS {TABLE};
 CREATE TABLE {TABLE} (item pg_catalog.text PRIMARY KEY, cents int NOT NULL);
 
--- Every write announces its key, and an UPDATE of the key both of them.  One that is too long for a
--- payload would fail the write, so it announces all of them.
+-- Every write announces its key, and an UPDATE of the key both keys.  A key that is too long for a
+-- payload would fail the write, so it announces all keys.
 CREATE OR REPLACE FUNCTION {TABLE}_tell() RETURNS trigger LANGUAGE plpgsql
 SET search_path = '' AS $$
 DECLARE
@@ -156,7 +156,7 @@ END $$;
 CREATE TRIGGER tell AFTER INSERT OR UPDATE OR DELETE ON {TABLE}
     FOR EACH ROW EXECUTE FUNCTION {TABLE}_tell();
 
--- No payload: all of them.
+-- An empty payload means all keys.
 CREATE OR REPLACE FUNCTION {TABLE}_tell_all() RETURNS trigger LANGUAGE plpgsql
 SET search_path = '' AS $$
 BEGIN
@@ -170,14 +170,14 @@ CLEAN_UP = f"DROP TABLE {TABLE}; DROP FUNCTION {TABLE}_tell; DROP FUNCTION {TABL
 
 
 def create_engine(dsn: str) -> Engine:
-    """An engine for a connection string in any form that libpq reads."""
+    """An engine for a connection string in any form that libpq accepts."""
     return sqlalchemy.create_engine(
         "postgresql+psycopg://", creator=lambda: psycopg.connect(dsn), pool_pre_ping=True
     )
 
 
 def prices(engine: Engine, reactor: Reactor) -> ReadThrough[int | None]:
-    """A cache of the table; None for what is not in it."""
+    """A cache of the table; None for an item that is not in it."""
 
     def load(item: str) -> int | None:
         query = text(f"SELECT cents FROM {TABLE} WHERE item OPERATOR(pg_catalog.=) :item")
@@ -196,7 +196,7 @@ def run(dsn: str, engine: Engine) -> int:
             connection.execute(text(statement), parameters)
 
     def read_until(cents: int | None) -> bool:
-        """Read the price of a cup until it is as told."""
+        """Read the price of a cup until it is *cents*."""
         deadline = time.monotonic() + PATIENCE
         while cache.get("cup") != cents:
             if time.monotonic() > deadline:
@@ -225,7 +225,7 @@ def run(dsn: str, engine: Engine) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the example; 0 when the cache was right in the end."""
+    """Run the example; 0 if the cache was right at the end."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("dsn", nargs="?", default=os.environ.get("DATABASE_URL", ""))
     dsn: str = parser.parse_args(argv).dsn

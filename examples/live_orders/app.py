@@ -4,11 +4,11 @@
 
     python examples/live_orders/app.py postgresql://app@localhost/shop
 
-Without an argument DATABASE_URL counts, else libpq's own variables.  The table ``live_orders`` is
-made if it is not there, and stays.
+Without an argument it uses DATABASE_URL, else libpq's own variables.  The program creates the table
+``live_orders`` if it does not exist, and leaves it in place.
 
-Every stream begins with all that the page shows, so whatever goes wrong, the remedy is the same:
-the stream ends, the browser comes back by itself, and is given everything.
+Every stream begins with everything that the page shows, so one remedy covers every failure: the
+stream ends, the browser reconnects by itself, and gets everything.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ from pgsignals import (
 
 FOLDER = Path(__file__).parent
 SHOWN = 50  # orders on the page
-HEARTBEAT = 15.0  # seconds; writing is the only way to notice that a browser has gone
+HEARTBEAT = 15.0  # seconds; writing is the only way to notice that a browser has left
 COLUMNS = "id, customer, item, quantity, cents, state, placed"
 NEWEST = f"SELECT {COLUMNS} FROM live_orders ORDER BY id DESC LIMIT {SHOWN}"
 CHANGED = (
     f"SELECT {COLUMNS} FROM live_orders WHERE id OPERATOR(pg_catalog.=) ANY (%s::pg_catalog.int8[])"
 )
 
-#: What one browser has still to be sent; None ends its stream.
+#: What is still to be sent to one browser; None ends its stream.
 Mailbox: TypeAlias = "queue.Queue[str | None]"
 
 
 class Browsers:
-    """Who is watching.  Nothing here waits for a browser."""
+    """The browsers that are watching.  Nothing here waits for a browser."""
 
     def __init__(self, limit: int = 100) -> None:
         self._limit = limit
@@ -61,7 +61,7 @@ class Browsers:
 
     @contextlib.contextmanager
     def join(self) -> Iterator[Mailbox]:
-        """A mailbox of one's own, for as long as the block runs."""
+        """A mailbox for one browser, for as long as the block runs."""
         mailbox: Mailbox = queue.Queue(self._limit)
         with self._lock:
             self._mailboxes.add(mailbox)
@@ -72,7 +72,7 @@ class Browsers:
                 self._mailboxes.discard(mailbox)
 
     def publish(self, message: str) -> None:
-        """Put it into every mailbox; one that is full is dismissed."""
+        """Put it into every mailbox; dismiss those that are full."""
         with self._lock:
             for mailbox in tuple(self._mailboxes):
                 try:
@@ -81,7 +81,7 @@ class Browsers:
                     self._dismiss(mailbox)
 
     def dismiss_all(self) -> None:
-        """End all streams; the browsers come back."""
+        """End all streams; the browsers reconnect."""
         with self._lock:
             for mailbox in tuple(self._mailboxes):
                 self._dismiss(mailbox)
@@ -95,7 +95,7 @@ class Browsers:
 
 
 class LiveOrders:
-    """Hands on what the reactor hears.  Its receivers run on the reactor's worker, in order."""
+    """Passes on what the reactor hears.  Its receivers run on the reactor's worker, in order."""
 
     def __init__(self, dsn: str) -> None:
         self.browsers = Browsers()
@@ -115,19 +115,19 @@ class LiveOrders:
             rows = read(db, CHANGED, list(ids)) if len(ids) <= SHOWN else []
             if len(rows) == len(ids):
                 self.browsers.publish(event("changed", orders=rows))
-            else:  # some are gone, or too many to show
+            else:  # some have been deleted, or there are too many to show
                 self.browsers.publish(event("all", orders=read(db, NEWEST)))
 
     def lost(self, db: Database, *, reason: str, error: ConnectionLostError) -> None:
-        """What the page shows may grow old."""
+        """What the page shows may become stale."""
         self.browsers.publish(event("link", state="lost"))
 
     def connected(self, db: Database, *, resumed: bool) -> None:
-        """A gap follows, if this is not the first session."""
+        """A gap follows, unless this is the first session."""
         self.browsers.publish(event("link", state="listening"))
 
     def missed(self, db: Database, *, gap: Gap) -> None:
-        """Notifications were missed, so nothing but the table knows: read it again."""
+        """Notifications may have been missed, so only the table is right: read it again."""
         with self._or_start_again():
             self.browsers.publish(event("gap", reason=gap.reason, since=gap.since, until=gap.until))
             self.browsers.publish(event("all", orders=read(db, NEWEST)))
@@ -144,19 +144,19 @@ class LiveOrders:
         """What one browser is sent.  Runs in a thread of the web server."""
         with self.browsers.join() as mailbox:  # before reading: what happens meanwhile waits there
             (status,) = self.reactor.status().databases
-            yield "retry: 1000\n\n"  # milliseconds until the browser comes back
+            yield "retry: 1000\n\n"  # milliseconds until the browser reconnects
             yield event("link", state=status.state)
             try:
                 with connect(self._dsn) as db:
                     rows = read(db, NEWEST)
             except ConnectError:
-                return  # the server is down: the browser comes back
+                return  # the server is down: the browser reconnects
             yield event("all", orders=rows)
             yield from letters(mailbox)
 
 
 def letters(mailbox: Mailbox) -> Iterator[str]:
-    """What comes into a mailbox, and a comment now and then."""
+    """The messages in a mailbox, and a heartbeat when there are none."""
     while True:
         try:
             message = mailbox.get(timeout=HEARTBEAT)
@@ -168,7 +168,7 @@ def letters(mailbox: Mailbox) -> Iterator[str]:
 
 
 def read(db: Database, query: str, *params: object) -> list[dict[str, Any]]:
-    """Rows of the table, as the page wants them."""
+    """Rows of the table, as the page expects them."""
     rows: Iterable[tuple[Any, ...]] = db.execute(query, params)
     return [dict(zip(COLUMNS.split(", "), row, strict=True)) for row in rows]
 
@@ -188,7 +188,7 @@ def create_app(live: LiveOrders) -> Flask:
 
     @app.get("/events")
     def events() -> Response:
-        # "no": nginx hands events on as they come.
+        # "no" makes nginx pass events on as they come.
         headers = {"X-Accel-Buffering": "no"}
         return Response(live.stream(), mimetype="text/event-stream", headers=headers)
 

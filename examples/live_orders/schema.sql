@@ -1,5 +1,5 @@
--- Run at every start; may be run again.  Names of PostgreSQL's own are qualified, so that nothing
--- that others have put on the search_path is called in their place.
+-- Runs at every start; running it again is harmless.  Names of PostgreSQL's own are qualified, so
+-- that no object that other roles have put on the search_path is called in their place.
 CREATE TABLE IF NOT EXISTS live_orders (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     customer pg_catalog.text NOT NULL,
@@ -10,8 +10,8 @@ CREATE TABLE IF NOT EXISTS live_orders (
     placed pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.now()
 );
 
--- The payload is the id, not the row: payloads are limited to 7,999 bytes, rows are not, and one
--- that is too long would fail the INSERT.  0, which no order has, stands for all of them.
+-- The payload is the id, not the row: payloads are limited to 7,999 bytes, rows are not, and a
+-- payload that is too long would fail the INSERT.  0, which is not an id, means all orders.
 CREATE OR REPLACE FUNCTION live_orders_tell() RETURNS trigger LANGUAGE plpgsql
 SET search_path = '' AS $$
 BEGIN

@@ -1,5 +1,5 @@
--- Run at every start of a worker; may be run again, and by several at once.  Names of PostgreSQL's
--- own are qualified, so that nothing that others have put on the search_path is called.
+-- Runs at every start of a worker, repeatedly and concurrently.  Names of PostgreSQL's own are
+-- qualified, so that no object that other roles have put on the search_path is called.
 SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtext('pgsignals example: jobs'));
 
 CREATE TABLE IF NOT EXISTS jobs (
@@ -21,7 +21,7 @@ BEGIN
     RETURN NULL;
 END $$;
 
--- Once per statement: a thousand jobs need one call. The second is for a job that is tried again.
+-- Once per statement: a thousand jobs need one call. The second is for a job that is retried.
 CREATE OR REPLACE TRIGGER tell_new AFTER INSERT ON jobs
     FOR EACH STATEMENT EXECUTE FUNCTION jobs_tell();
 CREATE OR REPLACE TRIGGER tell_again AFTER UPDATE OF state ON jobs

@@ -1,15 +1,15 @@
-"""Workers that wake up when a job is there: a job table, SKIP LOCKED, and NOTIFY.
+"""Workers that wake up when there is a job: a job table, SKIP LOCKED, and NOTIFY.
 
 ::
 
     python examples/worker/worker.py postgresql://app@localhost/shop
 
-Without an argument DATABASE_URL counts, else libpq's own variables.  Start as many as you like, on
-as many machines as you like; Ctrl-C or SIGTERM ends one after the job that it is doing.  The
-table ``jobs`` is made if it is not there, and stays.
+Without an argument it uses DATABASE_URL, else libpq's own variables.  Start as many as you like, on
+as many machines as you like; Ctrl-C or SIGTERM ends a worker after its current job.  The program
+creates the table ``jobs`` if it does not exist, and leaves it in place.
 
-The table is the truth, and a notification only says "look": one that is missed costs time, never
-a job.
+The table is the source of truth, and a notification only says "look": a missed one costs time,
+never a job.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import TypeAlias
 from pgsignals import Database, Reactor
 
 SCHEMA = Path(__file__).with_name("schema.sql")
-POLL = 30.0  # seconds; after so long it looks without having been woken
+POLL = 30.0  # seconds after which it looks without having been woken
 RETRY = 1.0  # seconds, after the session was lost
 
 NEXT = (
@@ -44,7 +44,7 @@ FAILED = (
     " WHERE id OPERATOR(pg_catalog.=) %s"
 )
 
-#: Does one job.  What it writes with the database is committed with the job, or not at all.
+#: Does one job.  What it writes with the database commits with the job, or not at all.
 Perform: TypeAlias = Callable[[Database, str], None]
 
 logger = logging.getLogger("worker")
@@ -53,8 +53,8 @@ logger = logging.getLogger("worker")
 class Worker:
     """Does jobs on the calling thread; a reactor wakes it.
 
-    :param perform: does one job; what it raises is noted with the job, which is then ``failed``.
-    :param poll: seconds after which it looks for jobs that nobody told it of, such as one that
+    :param perform: does one job; if it raises, the job is ``failed`` and keeps the error.
+    :param poll: seconds after which it looks for jobs that were not announced, such as one that
         came back from a worker that crashed.
     """
 
@@ -68,14 +68,14 @@ class Worker:
         self.reactor = Reactor(dsn)
         self.reactor.on_channel("jobs")(self.wake)
         for news in (self.reactor.connected, self.reactor.gap):
-            news.connect(self.wake, weak=False)  # there may be jobs that we were not told of
+            news.connect(self.wake, weak=False)  # we may have missed the news of a job
 
     def wake(self, *_: object, **__: object) -> None:
-        """Have it look for jobs.  From any thread."""
+        """Make it look for jobs.  From any thread."""
         self._awake.set()
 
     def stop(self) -> None:
-        """End :meth:`run` after the job under way.  From any thread."""
+        """End :meth:`run` after the current job.  From any thread."""
         self._stopping.set()
         self._awake.set()
 
@@ -101,9 +101,9 @@ class Worker:
                     pause = RETRY
 
     def _do_one(self) -> bool:
-        """Do one job, whose row is locked meanwhile; false when there is none to be had.
+        """Do one job, whose row is locked meanwhile; false if there is none.
 
-        A crash ends the session, the server takes the transaction back, and the row is free.
+        A crash ends the session, the server rolls back the transaction, and the row is free.
         """
         db = self._database
         with db.transaction():

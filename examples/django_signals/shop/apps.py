@@ -12,4 +12,4 @@ class ShopConfig(AppConfig):
 
     def ready(self) -> None:
         """Import the receivers, which registers them."""
-        from . import signals  # noqa: F401 - it needs the models, which are there only now
+        from . import signals  # noqa: F401 - it needs the models, which are not ready before

@@ -1,4 +1,4 @@
-"""Reactors inside Django.  Nothing here knows the app: copy it into yours."""
+"""Reactors inside Django.  Nothing here is specific to the app: copy it into yours."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from pgsignals import Database, Reactor
 P = ParamSpec("P")
 T = TypeVar("T")
 
-#: A signal of Django's: something may have happened that was not notified to us.  Sent when the
-#: reactor listens, after every gap, and every now and then.
+#: A Django signal: we may have missed a notification.  Sent when the reactor listens, after every
+#: gap, and at regular intervals.
 missed = Signal()
 
 
 def in_django(handler: Callable[P, T]) -> Callable[P, T]:
     """Let *handler* use the ORM on a thread that serves no requests.
 
-    Django closes connections that are broken or too old between requests.  A reactor's worker
-    has none, so without this a handler would meet a dead connection again and again.
+    Django closes broken and old connections between requests.  A reactor's worker serves no
+    requests, so without this a handler would keep running into a dead connection.
     """
 
     @functools.wraps(handler)
@@ -38,9 +38,9 @@ def in_django(handler: Callable[P, T]) -> Callable[P, T]:
 
 
 def make_reactor(alias: str = DEFAULT_DB_ALIAS, *, sweep: float | None = 300.0) -> Reactor:
-    """A reactor on a database of Django's settings, which is told to :data:`missed`.
+    """A reactor on a database from Django's settings, which sends :data:`missed`.
 
-    :param sweep: seconds after which :data:`missed` is sent whatever happened; None for never.
+    :param sweep: seconds between two :data:`missed` that are sent in any case; None for none.
     """
     # Host, user, password and OPTIONS, as Django itself connects.
     reactor = Reactor(Database(**connections[alias].get_connection_params()), timeout=sweep)

@@ -6,14 +6,14 @@ from django.db import models
 
 
 class Order(models.Model):
-    """What somebody has ordered."""
+    """An item that a customer has ordered."""
 
     item = models.CharField(max_length=100)
     quantity = models.PositiveIntegerField(default=1)
 
 
 class Receipt(models.Model):
-    """Written by the handler.  The key is the order's: there cannot be two."""
+    """Written by the handler.  Its key is the order's, so an order has at most one."""
 
     order = models.OneToOneField(Order, models.CASCADE, primary_key=True)
     written = models.DateTimeField(auto_now_add=True)

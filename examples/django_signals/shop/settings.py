@@ -17,7 +17,7 @@ DATABASES = {
         "HOST": _given.pop("host", ""),
         "PORT": _given.pop("port", ""),
         "OPTIONS": _given,
-        # A connection is kept from handler to handler, and looked at before it is used again.
+        # A connection is kept from handler to handler, and checked before it is reused.
         "CONN_MAX_AGE": 600,
         "CONN_HEALTH_CHECKS": True,
     }

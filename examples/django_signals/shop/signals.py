@@ -1,4 +1,4 @@
-"""What this app notifies, and what it does when it is notified."""
+"""What this app announces, and what it does when it is notified."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CHANNEL = "shop.orders"
 
 @receiver(post_save, sender=Order)
 def tell(instance: Order, using: str, **_: Any) -> None:
-    """Notify in the transaction that saves: it is sent when that commits, or not at all."""
+    """Notify in the transaction that saves, so that it is sent with the commit or not at all."""
     with connections[using].cursor() as cursor:
         cursor.execute("SELECT pg_catalog.pg_notify(%s, %s)", [CHANNEL, str(instance.pk)])
 
@@ -27,18 +27,18 @@ def tell(instance: Order, using: str, **_: Any) -> None:
 @on_channel(CHANNEL)
 @in_django
 def order_saved(db: Database, notification: Notification) -> None:
-    """An order was saved, in whichever process."""
+    """An order was saved, in this process or another."""
     write_receipts(Order.objects.filter(pk=int(notification.payload)))
 
 
 @receiver(missed)
 @in_django
 def catch_up(**_: Any) -> None:
-    """Orders may have been saved that nobody told us of."""
+    """We may have missed the notifications of some orders."""
     write_receipts(Order.objects.all())
 
 
 def write_receipts(orders: QuerySet[Order]) -> None:
-    """Write those that are missing."""
+    """Write the receipts that are missing."""
     for order in orders.filter(receipt=None):
         Receipt.objects.get_or_create(order=order)  # another process may write it meanwhile

@@ -6,12 +6,11 @@ const $ = (id) => document.getElementById(id);
 
 let orders = new Map(); // by id
 let filled = false;
-let gap = null; // that has been told, until everything has been read again
+let gap = null; // shown in the banner, until everything has been read again
 let interrupted = false; // the stream of this page
 
 // -- what is shown -------------------------------------------------------------------------------
 
-const fresh = new Set(); // ids to point out, with how they came
 const rows = new Map(); // table rows by id
 
 function draw() {
@@ -35,7 +34,7 @@ function draw() {
   drawAge();
 }
 
-// textContent only: what somebody wrote into the table is text, never markup.
+// textContent only: what is in the table is text, never markup.
 function write(row, order) {
   const set = (selector, text) => (row.querySelector(selector).textContent = text);
   set(".id", `#${order.id}`);
@@ -52,7 +51,7 @@ function pointOut(id, how) {
   const row = rows.get(id);
   if (!row) return;
   row.removeAttribute("data-came");
-  void row.offsetWidth; // starts the animation again
+  void row.offsetWidth; // restarts the animation
   row.dataset.came = how;
 }
 
@@ -79,12 +78,12 @@ function showBanner(kind, title, text) {
   $("banner").dataset.kind = kind;
   $("banner-title").textContent = title;
   $("banner-text").textContent = text;
-  $("dismiss").hidden = kind !== "mended";
+  $("dismiss").hidden = kind !== "restored";
   $("banner").hidden = false;
 }
 
 function worry(what) {
-  if ($("banner").dataset.kind === "broken") return; // since then
+  if ($("banner").dataset.kind === "broken") return; // the banner says since when
   const since = clock.format(new Date());
   showBanner("broken", `Lost the ${what} at ${since}.`, "Orders shown may be out of date.");
 }
@@ -102,20 +101,20 @@ function onAll(message) {
   const isNews = (order) => JSON.stringify(before.get(order.id)) !== JSON.stringify(order);
   const news = message.orders.filter(isNews);
   draw();
-  const mended = $("link").dataset.state === "listening"; // else a gap follows
-  if (filled && mended && (gap || interrupted)) {
+  const restored = $("link").dataset.state === "listening"; // otherwise a gap follows
+  if (filled && restored && (gap || interrupted)) {
     news.forEach((order) => pointOut(order.id, "late"));
     const found = news.length === 1 ? "1 order is" : `${news.length || "no"} orders are`;
-    showBanner("mended", told(), `Read again: ${found} new or changed.`);
+    showBanner("restored", whatWasLost(), `Read again: ${found} new or changed.`);
   }
   filled = true;
-  if (mended) {
+  if (restored) {
     interrupted = false;
     gap = null;
   }
 }
 
-function told() {
+function whatWasLost() {
   if (!gap) return "The stream was interrupted.";
   const [since, until] = [gap.since, gap.until].map((time) => clock.format(new Date(time)));
   return `There was a gap from ${since} to ${until}.`;
@@ -143,7 +142,7 @@ function follow() {
       interrupted = true;
       worry("web server");
     }
-    // The browser tries again by itself, save after an answer such as a proxy's 502.
+    // The browser retries by itself, except after an answer such as a proxy's 502.
     if (source.readyState === EventSource.CLOSED) setTimeout(follow, 2000);
   });
 }
