@@ -64,7 +64,7 @@ LEVELS: list[set[str]] = [
     {"_sources.registering"},
     {"_sources.listen"},
     {"_engine.around", "_engine.config", "_engine.ending", "_engine.interest"},
-    {"_engine.finishing", "_engine.mailbox"},
+    {"_engine.announcing", "_engine.finishing", "_engine.mailbox"},
     {"_engine.reader"},
     {"_engine.life"},
     {"_engine.engine"},
@@ -126,12 +126,11 @@ TYPES_FROM_ABOVE: dict[tuple[str, str], str] = {
 # the reason why it is not an import.
 PROTOCOLS: dict[str, tuple[str, str]] = {
     "_dispatch.workers.Origin": ("_sources.listen", "workers report to the source what became"),
-    "_engine.reader.Duties": ("_engine.life", "the reader's thread does what its life asks for"),
     "_pure.decode.Adapter": ("", "pydantic's TypeAdapter, which need not be installed"),
     "_pure.decode.Dataclass": ("", "what every dataclass has; the standard library has no type"),
     "_pure.decode.Model": ("", "pydantic's BaseModel, which need not be installed"),
     "_pure.lanes.Source": ("_sources.listen", "several kinds of source feed one backlog"),
-    "_sources.listen.Events": ("_engine.life", "a link reports what happens to it"),
+    "_sources.listen.Events": ("_engine.announcing", "a link reports what happens to it"),
     "_sources.listen.LinkHost": ("_engine.reader", "a link asks the thread that owns its socket"),
     "_sources.upkeep.Host": ("_engine.reader", "a source needs the reader's thread, and helpers"),
     "_wire.custody.Host": ("_engine.life", "a served database passes calls to its reactor"),

@@ -34,7 +34,7 @@ from pgsignals import (
 )
 from pgsignals._dispatch import backlog as _backlog
 from pgsignals._dispatch import workers as _workers
-from pgsignals._engine import reader as _reader
+from pgsignals._engine import mailbox as _mailbox
 from pgsignals._sources import listen as _link
 from pgsignals._wire import session as _driver
 from pgsignals._wire import sessions as _control
@@ -49,7 +49,7 @@ PLACES: dict[str, tuple[type[Any], str]] = {
     "a worker is done, with the backlog's lock": (_backlog.Backlog, "_one_is_done"),
     "the reader reads, with psycopg's lock": (_driver.Session, "_read"),
     "the reader looks at what is due": (_link.Link, "tick"),
-    "the reader is about to wake others": (_reader.Reader, "wake_waiters"),
+    "the reader is about to wake others": (_mailbox.Mailbox, "wake_waiters"),
     "a worker looks up handlers": (_workers.Workers, "_plan"),
     "a notify, with the control connection's lock": (_control.Control, "_open_session"),
 }

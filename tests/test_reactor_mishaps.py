@@ -23,8 +23,8 @@ from pgsignals import (
 )
 from pgsignals._dispatch.backlog import Backlog
 from pgsignals._engine import reader as _reader
+from pgsignals._engine.announcing import Announcer
 from pgsignals._engine.interest import Interest
-from pgsignals._engine.life import Life
 from pgsignals._pure import statements as _statements
 from pgsignals._sources.asking import Asker
 from pgsignals._sources.listen import Link
@@ -374,8 +374,8 @@ STEPS: dict[str, tuple[type[Any], str, bool]] = {
     "read": (Link, "_drain", True),
     "deliver": (Backlog, "put", True),
     "ended": (Link, "ended", True),
-    "idle": (Life, "idle", False),
-    "check of the workers": (Life, "check_workers", False),
+    "idle": (Announcer, "idle", False),
+    "check of the workers": (Announcer, "check_workers", False),
 }
 
 

@@ -45,6 +45,7 @@ from collections.abc import Callable, Collection
 
 from pgsignals._dispatch.backlog import Backlog
 from pgsignals._dispatch.workers import Workers, current_worker, own_session, work_for
+from pgsignals._engine.announcing import Announcer
 from pgsignals._engine.config import Config
 from pgsignals._engine.ending import Ending
 from pgsignals._engine.interest import Interest
@@ -55,11 +56,9 @@ from pgsignals._runtime.fork import Birth
 from pgsignals._runtime.log import Log
 from pgsignals._runtime.reentry import reentered
 from pgsignals._sources.listen import Link
-from pgsignals._sources.reports import Gap
-from pgsignals._sources.upkeep import Reason
 from pgsignals._wire.session import Session
 from pgsignals.database import Database
-from pgsignals.errors import ClosedError, ConnectionLostError, ConnectionStateError
+from pgsignals.errors import ClosedError, ConnectionStateError
 from pgsignals.signals import Channels
 
 logger = Log("pgsignals.reactor")
@@ -87,8 +86,9 @@ class Life:
         :param interest: what the databases are to listen to.
         :param channels: the reactor's own handlers.
         """
-        links, name = config.links, config.name
+        links, name, signals = config.links, config.name, channels.of_reactor
         # Never replaced; each knows its own threads.
+        self.interest = interest
         self.lifecycle = Lifecycle()
         self.ending = Ending(self.lifecycle)
         self.backlog = Backlog(links.max_backlog, links.overflow, parallel=config.workers > 1)
@@ -97,16 +97,14 @@ class Life:
             config.workers,
             self.backlog,
             channels,
-            channels.of_reactor["any_channel"],
-            channels.of_reactor["handler_failed"],
+            signals["any_channel"],
+            signals["handler_failed"],
             home=self.ending,
         )
+        self._announcer = Announcer(reactor, signals, interest, self.backlog, self.workers)
         self.reader = Reader(
-            self, self.lifecycle, config.databases, self.backlog, links, config.idle
+            self._announcer, self.lifecycle, config.databases, self.backlog, links, config.idle
         )
-        self._reactor = reactor
-        self.interest = interest
-        self._signals = channels.of_reactor
         self._birth = Birth()
         self._thread = threading.Thread(target=self._live, name=f"{name}-reader", daemon=True)
         self._claim = threading.Lock()  # held by the thread that carries the life to its end
@@ -121,7 +119,6 @@ class Life:
 
         # Any thread, each change one step of C.
         self._deadlines: list[float] = []  # one for each request to stop; the earliest counts
-        self._idle_waits = False  # set by the reader, reset by a worker
         self._begun = threading.Event()  # start() is over, well or not
 
     # -- start -----------------------------------------------------------------------------------
@@ -151,7 +148,8 @@ class Life:
         _living.add(self)
         self.workers.start()
         self._thread.start()
-        error = self.reader.wait_started()
+        self.reader.mailbox.wait_for(lambda: not self.lifecycle.starting)
+        error = self.reader.error
         if error is not None or self.lifecycle.happen(Event.BEGIN) is not Phase.RUNNING:
             raise error or self.error or ClosedError("the reactor was stopped while it started")
 
@@ -173,7 +171,9 @@ class Life:
         """Begin to stop, or shorten the time that a stop has.  Takes no lock."""
         if deadline is not None:
             self._deadlines.append(deadline)
-        self.reader.stop()
+        self.lifecycle.happen(Event.STOP)
+        self.backlog.release_reader()
+        self.reader.wake()
         self.backlog.hurry()
 
     def _deadline(self) -> float | None:
@@ -220,11 +220,11 @@ class Life:
         self._step(self._drain)
         self._step(lambda: self.reader.close(time.monotonic() + CLOSED_WITHIN))
         self._step(self._take_back)
-        self._step(self._warn_of_drops)
+        self._step(lambda: self._announcer.closed(self.reader.links))
         self.lifecycle.happen(Event.CLOSE)
         _living.discard(self)
         if was_running:
-            self._step(self._tell_stopped)
+            self._step(lambda: self._announcer.stopped(self.error, drained=self._drained))
         self.backlog.end()
         if self._drained:
             self.workers.join(WORKERS_WITHIN)
@@ -234,10 +234,6 @@ class Life:
         self._drained = self.backlog.join(self._deadline)
         if not self._drained:
             self._warn()
-
-    def _warn_of_drops(self) -> None:
-        for link in self.reader.links:
-            self.workers.warn_of_drops(link, finally_=True)
 
     def _warn(self) -> None:
         stuck = ", ".join(self.workers.stuck) or "none"
@@ -249,63 +245,9 @@ class Life:
             stuck,
         )
 
-    def _tell_stopped(self) -> None:
-        def tell() -> None:
-            self.workers.emit(self._signals["stopped"], self._reactor, error=self.error)
-
-        if self._drained:
-            self.backlog.announce(None, tell)
-            self.backlog.join(lambda: None)
-        else:  # no worker may be free for it
-            tell()
-
     def _take_back(self) -> None:
         for database, service in self._served:
             database._custody.take_back(service)
-
-    # -- what the reader and its links report (Duties); on the reader's thread --------------------
-
-    def wanted(self, link: Link) -> set[str]:
-        self.workers.forget_plans(link)
-        return self.interest.wanted(link.database)
-
-    def connected(self, link: Link, resumed: bool) -> None:
-        signal, database = self._signals["connected"], link.database
-        self.backlog.announce(
-            link, lambda: self.workers.emit(signal, database, link, resumed=resumed)
-        )
-
-    def lost(self, link: Link, reason: Reason, error: ConnectionLostError) -> None:
-        signal, database = self._signals["lost"], link.database
-        self.backlog.announce(
-            link, lambda: self.workers.emit(signal, database, link, reason=reason, error=error)
-        )
-
-    def gap(self, link: Link, gap: Gap) -> None:
-        self.backlog.announce(link, lambda: self.overflowed(link, gap), gap.channels)
-
-    def overflowed(self, link: Link, gap: Gap) -> None:
-        self.workers.emit_gap(self._signals["gap"], link, gap)
-
-    def idle(self) -> None:
-        if self._idle_waits:
-            return  # the workers are busy; a pile of idle events would be useless
-        self._idle_waits = True
-
-        def tell() -> None:
-            self._idle_waits = False
-            self.workers.emit(self._signals["idle"], self._reactor)
-
-        self.backlog.announce(None, tell)
-
-    def queued(self, link: Link) -> None:
-        self.workers.warn_of_drops(link)
-
-    def check_workers(self) -> None:
-        self.workers.warn_of_slow()
-        for link in self.reader.links:
-            self.workers.forget_plans(link)
-            self.workers.warn_of_drops(link)
 
     # -- from any thread -------------------------------------------------------------------------
 
@@ -324,15 +266,24 @@ class Life:
         self.wait_settled([link for link in self.reader.links if link.database in databases])
 
     def wait_settled(self, links: list[Link]) -> None:
-        """Wait until what has been requested is acknowledged by *links*."""
+        """Wait until *links* have acknowledged what has been requested, except those that are not
+        connected."""
         if reentered():
             return  # the reader takes care of it
-        # Under "block" the reader may wait for the very handler that calls: then nothing can be
-        # acknowledged before it returns.
+        request = self.reader.mailbox.requests
         in_handler = current_worker(self.workers) is not None
-        self.reader.wait_settled(
-            links, self.reader.mailbox.requests, ACKNOWLEDGED_WITHIN, in_handler=in_handler
-        )
+
+        def settled() -> bool:
+            # Under "block" the reader may wait for the very handler that calls: then nothing can
+            # be acknowledged before it returns.
+            if self.lifecycle.stopping or (in_handler and self.backlog.reader_waits):
+                return True
+            return all(link.settled >= request for link in links)
+
+        if not self.reader.mailbox.wait_for(settled, ACKNOWLEDGED_WITHIN):
+            logger.warning(
+                "a LISTEN was not acknowledged within %.0f s; continuing", ACKNOWLEDGED_WITHIN
+            )
 
     def notify(self, database: Database, items: list[tuple[str, str]]) -> int:
         """See :meth:`Reactor.notify`."""

@@ -11,9 +11,9 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
-from typing import Protocol
 
 from pgsignals._dispatch.backlog import Backlog
+from pgsignals._engine.announcing import Announcer
 from pgsignals._engine.finishing import wait_for_answers
 from pgsignals._engine.mailbox import Mailbox
 from pgsignals._pure.burst import Burst
@@ -21,7 +21,7 @@ from pgsignals._pure.phases import Event, Lifecycle
 from pgsignals._pure.states import State
 from pgsignals._runtime.log import Log
 from pgsignals._sources.intake import now_utc
-from pgsignals._sources.listen import Events, Link, Settings
+from pgsignals._sources.listen import Link, Settings
 from pgsignals._wire.poller import Poller
 from pgsignals._wire.session import Session
 from pgsignals.database import Database
@@ -39,23 +39,6 @@ AFTER_A_BUG = 1.0
 CHECK_WORKERS = 5.0
 
 
-class Duties(Events, Protocol):
-    """What the reader reports and asks for besides its links' events: upward, as the handlers that
-    all this depends on are above.  On the reader's thread."""
-
-    def wanted(self, link: Link) -> set[str]:
-        """The channels that *link* is to listen to now."""
-
-    def queued(self, link: Link) -> None:
-        """Notifications of *link* have been queued."""
-
-    def idle(self) -> None:
-        """An idle event is due."""
-
-    def check_workers(self) -> None:
-        """Called every :data:`CHECK_WORKERS` seconds."""
-
-
 class Reader:
     """Runs the loop of a :class:`.poller.Poller` over its links.
 
@@ -64,7 +47,7 @@ class Reader:
 
     def __init__(
         self,
-        events: Duties,
+        events: Announcer,
         lifecycle: Lifecycle,
         databases: Iterable[Database],
         backlog: Backlog,
@@ -78,7 +61,7 @@ class Reader:
         self._settings = settings
         self._backlog = backlog
         backlog.on_wait = self.wake_waiters
-        self.mailbox = Mailbox(self._wake)
+        self.mailbox = Mailbox(self.wake)
         self._poller: Poller[Link, Burst] = Poller("a Reactor")
         self.links = [Link(database, self, settings) for database in databases]
 
@@ -114,27 +97,6 @@ class Reader:
         if self._over:
             self._run_commands()
 
-    def wait_settled(
-        self, links: Collection[Link], request: int, seconds: float, *, in_handler: bool
-    ) -> None:
-        """Wait until *links* have acknowledged *request*, except those that are not connected.
-
-        :param in_handler: do not wait for a reader that waits for handlers.
-        """
-
-        def settled() -> bool:
-            if self.stopping or (in_handler and self._backlog.reader_waits):
-                return True
-            return all(link.settled >= request for link in links)
-
-        if not self.mailbox.wait_for(settled, seconds):
-            logger.warning("a LISTEN was not acknowledged within %.0f s; continuing", seconds)
-
-    def wait_started(self) -> Exception | None:
-        """Wait until every link listens, and return None, or the error that keeps one from it."""
-        self.mailbox.wait_for(lambda: not self.starting)
-        return self.error
-
     def spawn(
         self, what: str, run: Callable[[], None], failed: Callable[[Exception], None]
     ) -> None:
@@ -150,19 +112,14 @@ class Reader:
         """Wake the threads that wait for a link or for the start."""
         self.mailbox.wake_waiters()
 
-    def stop(self) -> None:
-        """Make :meth:`run` return.  Takes no lock; the reader wakes those who wait for it."""
-        self._lifecycle.happen(Event.STOP)
-        self._backlog.release_reader()
-        self._wake()
-
     def wake_by(self, deadline: float) -> None:
         """Look up what is due no later than *deadline*, as ``time.monotonic()``."""
         self._recheck = True
         if deadline < self._due:
             self._poller.wake()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Look up what is due, now.  Takes no lock."""
         self._recheck = True
         self._poller.wake()
 
@@ -186,7 +143,7 @@ class Reader:
         self._recheck = True
 
     def run(self, borrowed: dict[Database, Session]) -> None:
-        """Keep the links up until :meth:`stop`, or until none of them can go on."""
+        """Keep the links up until the lifecycle is stopping, or until none of them can go on."""
         self._push_interest()
         for link in self.links:
             session = borrowed.get(link.database)
@@ -220,7 +177,7 @@ class Reader:
             self._guarded("an idle event", self.events.idle)
         if now >= self._check_workers_at:
             self._check_workers_at = now + CHECK_WORKERS
-            self._guarded("a check of the workers", self.events.check_workers)
+            self._guarded("a check of the workers", partial(self.events.check_workers, self.links))
         self._check_links()
         if self.mailbox or self.stopping:
             return now
