@@ -78,7 +78,7 @@ class Database:
         :raises ClosedError: the connection is closed.
         :raises ConnectionStateError: it is not in autocommit, or in a transaction.
         """
-        check_connection(connection, "wrap() was given")
+        check_connection(connection, "wrap() needs")
         database = cls()
         session = Session(connection)
         database._access = Access(wrapped=connection)
@@ -359,8 +359,8 @@ class Database:
         """
         if reentered():
             raise ConnectionStateError(
-                f"{what} from a finalizer or an OS signal handler that interrupted a statement of "
-                f"{self.name}; give it a Database of its own"
+                f"{what} cannot run in a finalizer or an OS signal handler that has interrupted a "
+                f"statement of {self.name}; give it a Database of its own"
             )
 
 

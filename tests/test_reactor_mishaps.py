@@ -141,7 +141,7 @@ def test_closed_connection_of_a_connect_callable_is_a_connect_error(dsn: str) ->
         connection.close()
         return connection
 
-    with pytest.raises(ConnectError, match="closed connection"):
+    with pytest.raises(ConnectError, match="not a closed one"):
         Database(connect=connect).open()
 
 

@@ -185,7 +185,7 @@ def test_connect_that_returns_the_same_connection_again_is_refused(wrapped: Any)
     first = Database(connect=lambda: wrapped).open()
     second = Database(connect=lambda: wrapped)
 
-    with pytest.raises(ConnectError, match="in use already"):
+    with pytest.raises(ConnectError, match="already in use"):
         second.open()
 
     assert not wrapped.closed

@@ -253,7 +253,7 @@ def test_end_of_a_session_does_not_overtake_a_flood(
     admin.kill(flooded.backend_id)
 
     assert first + everything(flooded, share, lambda: flooded.ended) == NUMBERS
-    assert flooded.sqlstate == "57P01"
+    assert flooded.farewell.sqlstate == "57P01"
 
 
 def test_statement_that_cannot_be_sent_does_not_overtake_a_flood(flooded: Session) -> None:
@@ -283,8 +283,8 @@ def test_read_gives_the_rest_of_a_session_that_ended_and_then_nothing(
 
     assert payloads(arrived) == ["1"]
     assert session.read() == []
-    assert session.sqlstate == "57P01"
-    assert "terminating connection" in session.farewell
+    assert session.farewell.sqlstate == "57P01"
+    assert "terminating connection" in session.farewell.text
     assert isinstance(session.lost(), ConnectionLostError)
     assert session.lost().sqlstate == "57P01"
 
@@ -330,7 +330,7 @@ def test_submitting_to_a_session_that_ended_raises_nothing(session: Session, adm
 
     wait_until(ended)
 
-    assert session.sqlstate == "57P01"
+    assert session.farewell.sqlstate == "57P01"
 
 
 @shared_only

@@ -215,11 +215,11 @@ class Upkeep:
         self.access.losses += 1
         session.close()
         error = session.lost()
-        reason, why = self._why or ("ended", session.why_lost)
+        reason, why = self._why or ("ended", session.farewell.why)
         if self._why is not None:
             error = ConnectionLostError(
                 f"the session with {self.access.name} is given up: {why}",
-                sqlstate=session.sqlstate,
+                sqlstate=session.farewell.sqlstate,
             )
         self.last_error = str(error)
         self._leave(reason, error)

@@ -27,7 +27,7 @@ from pgsignals._wire import hooks
 from pgsignals._wire.session import Connection
 from pgsignals.errors import ConnectError, EncodingError, Error
 
-#: libpq's default is to wait for ever, psycopg's 130 seconds.
+#: In seconds.  libpq waits forever by default, psycopg 130 seconds.
 CONNECT_TIMEOUT = 10
 
 _PSYCOPG_KEYWORDS = {"prepare_threshold", "context", "row_factory", "cursor_factory"}
@@ -70,7 +70,7 @@ def open_connection(
         return _set_client_encoding(psycopg.connect(autocommit=True, **settings))
     except (psycopg.Error, OSError) as exc:
         reason = _without_secrets(one_line(exc), settings)
-    # The only server encoding without a conversion to UTF8 is named in every language.
+    # Every translation of the message names the only encoding without a conversion to UTF8.
     if "MULE_INTERNAL" in reason and "UTF8" in reason:
         raise _no_conversion(name, "MULE_INTERNAL")
     raise ConnectError(f"{name}: {reason}")
@@ -83,7 +83,7 @@ def call_connect(connect: Callable[[], object], name: str, *, logged: bool) -> C
     What *connect* raises may hold a secret in its text, such as a token in a URL.
 
     :param name: of the database, for errors.
-    :param logged: whether the reason goes anywhere besides the caller of our API.
+    :param logged: whether the reason may go anywhere but to the caller of our API.
     :raises ConnectError: with a reason that is ours, libpq's or the system's.
     :raises TypeError: it returned something else.
     """
@@ -92,11 +92,11 @@ def call_connect(connect: Callable[[], object], name: str, *, logged: bool) -> C
     except (psycopg.OperationalError, psycopg.ProgrammingError, OSError, Error) as exc:
         reason = _reason(exc, logged=logged)
     else:
-        given = check_connection(connection, "connect returned")
+        given = check_connection(connection, "connect must return")
         if hooks.are_installed(given):
-            reason = "it returned a connection that is in use already, not a fresh one"
+            reason = "it must return a fresh connection each time, not one that is already in use"
         elif given.closed:
-            reason = "it returned a closed connection"
+            reason = "it must return an open connection, not a closed one"
         else:
             return _set_client_encoding(given)
     raise ConnectError(f"{name}: connect failed: {reason}")
@@ -136,9 +136,13 @@ def open_like(connection: Connection) -> Connection:
 
 
 def check_connection(connection: object, what: str) -> Connection:
-    """*connection*, if it is psycopg's."""
+    """Return *connection* if it is psycopg's.
+
+    :param what: how the message begins.
+    :raises TypeError: it is not.
+    """
     if not isinstance(connection, psycopg.Connection):
-        raise TypeError(f"{what} {type(connection).__name__}, not a psycopg.Connection")
+        raise TypeError(f"{what} a psycopg.Connection, not {type(connection).__name__}")
     return connection
 
 
@@ -262,18 +266,18 @@ def _caller_stacklevel() -> int:
 
 
 def _set_client_encoding(connection: Connection) -> Connection:
-    """Settle what is spoken on the wire: UTF8, or SQL_ASCII where the database is SQL_ASCII.
+    """Set the client's encoding: UTF8, or SQL_ASCII where the database is SQL_ASCII.
 
     A UTF8 client of an SQL_ASCII database loses its session to the first payload that is not
-    UTF-8; an SQL_ASCII client is handed the bytes.
+    UTF-8; an SQL_ASCII client receives the bytes as they are.
     """
     pgconn = connection.pgconn
     server = pgconn.parameter_status(b"server_encoding")
     wanted = b"SQL_ASCII" if server == b"SQL_ASCII" else b"UTF8"
     if server == b"MULE_INTERNAL":
-        place = _place_of(connection)
+        where = _place_of(connection)
         connection.close()
-        raise _no_conversion(place, "MULE_INTERNAL")
+        raise _no_conversion(where, "MULE_INTERNAL")
     idle = pgconn.transaction_status == pq.TransactionStatus.IDLE
     if pgconn.parameter_status(b"client_encoding") != wanted and idle:
         pgconn.exec_(b"SET client_encoding TO " + wanted)

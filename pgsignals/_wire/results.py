@@ -7,6 +7,7 @@ from typing import NamedTuple
 from psycopg import pq
 
 from pgsignals._wire.encodings import Texts
+from pgsignals._wire.farewell import Farewell
 
 
 class Result(NamedTuple):
@@ -22,8 +23,8 @@ class Result(NamedTuple):
     """As text; NULL is ``""``."""
 
 
-def read_result(result: pq.abc.PGresult, texts: Texts) -> tuple[Result, bool]:
-    """*result*, and whether it is the server's farewell, where an answer was expected."""
+def read_result(result: pq.abc.PGresult, texts: Texts, farewell: Farewell) -> Result:
+    """*result* as text; where it is the server's farewell instead of an answer, keep that, too."""
     if result.status in (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK):
         rows = [
             tuple(
@@ -31,9 +32,11 @@ def read_result(result: pq.abc.PGresult, texts: Texts) -> tuple[Result, bool]:
             )
             for row in range(result.ntuples)
         ]
-        return Result(None, "", rows), False
+        return Result(None, "", rows)
     sqlstate = result.error_field(pq.DiagnosticField.SQLSTATE) or b"XX000"
     message = result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or b"no reason given"
     severity = result.error_field(pq.DiagnosticField.SEVERITY_NONLOCALIZED)
-    farewell = severity in (b"FATAL", b"PANIC")
-    return Result(sqlstate.decode(), texts.text(message), []), farewell
+    answer = Result(sqlstate.decode(), texts.text(message), [])
+    if severity in (b"FATAL", b"PANIC"):
+        farewell.heard(answer.sqlstate, answer.message)
+    return answer

@@ -12,7 +12,7 @@ import psycopg
 from psycopg import pq
 
 from pgsignals._pure.burst import Burst
-from pgsignals._pure.conninfo import one_line, place
+from pgsignals._pure.conninfo import place
 from pgsignals._pure.statements import clear_search_path, notify
 from pgsignals._pure.values import Notification
 from pgsignals._wire import hooks
@@ -20,6 +20,7 @@ from pgsignals._wire.arrivals import Arrivals
 from pgsignals._wire.borrowed import collect_silently, fetch_results, lock_of
 from pgsignals._wire.descriptor import Descriptor
 from pgsignals._wire.encodings import Texts, value_as_text
+from pgsignals._wire.farewell import Farewell
 from pgsignals._wire.notifies import take_notifies
 from pgsignals._wire.results import Result, read_result
 from pgsignals.errors import ClosedError, ConnectionLostError, ConnectionStateError
@@ -34,7 +35,8 @@ READS = 8
 #: processor's cache, and before the garbage collector looks at them (at 700 new objects).
 SHARE = 300
 
-#: How long an end waits for a thread that runs a statement on the same session, in seconds.
+#: How long close() waits for a thread that runs a statement before it shuts the socket down, in
+#: seconds.
 _PATIENCE = 0.01
 
 _BAD = pq.ConnStatus.BAD
@@ -46,8 +48,11 @@ _orphans: list[Connection] = []
 class Session:
     """One open connection and what arrives on it.
 
-    :param connection: in autocommit, outside a transaction; else it is refused.
-    :param shared: whether others may run statements on it.
+    One thread reads and submits statements.  Statements that block may run on other threads; each
+    holds psycopg's lock on the connection, and so does each read.
+
+    :param connection: must be in autocommit and outside a transaction.
+    :param shared: whether other code may run statements on it.
     :raises ClosedError: it is closed.
     :raises ConnectionStateError: it is not in autocommit, or is in a transaction.
     """
@@ -56,44 +61,48 @@ class Session:
         *("__weakref__", "_descriptor", "_doomed", "_forgotten", "_hooks", "_lock", "_results"),
         *("_submitted", "_watchful", "answers", "arrivals", "attentive", "backend_id", "broken"),
         *("connection", "contended", "ended", "farewell", "heard", "more", "name", "pgconn"),
-        *("shared", "sqlstate", "texts", "unsent"),
+        *("shared", "texts", "unsent"),
     )
 
     def __init__(self, connection: Connection, *, shared: bool = True) -> None:
         if connection.closed:
             raise ClosedError("the connection is closed; open a new one")
-        self.connection = connection
-        self.pgconn = connection.pgconn
         if hooks.are_installed(connection):
             raise ConnectionStateError(
                 "the connection is in use by another Database of pgsignals, which would take its "
                 "notifications; close that one first, or open another connection"
             )
+        # Set once.
+        self.connection = connection
+        self.pgconn = connection.pgconn
         self.name = place(self.pgconn.host, self.pgconn.port, self.pgconn.db)
         self.check_idle()
-        self.backend_id = connection.info.backend_pid
-        self.ended = False
-        self.sqlstate: str | None = None
-        self.farewell = ""
-        self.unsent = False
-        self.more = False  # the last read has stopped before the end of what was there
-        self.contended = False  # the last read had to leave the connection to another thread
-        self.broken: psycopg.Error | None = None  # what a statement met that could not be sent
-        self.answers: deque[list[Result]] = deque()
         self._lock = lock_of(connection)
-        self._forgotten = False
-        self._doomed = False  # close() could not get the lock: the thread that holds it closes
         self._descriptor = Descriptor(self.pgconn, self._lock)
-        self.shared = shared
-        if shared:
-            self._descriptor.keep_spare()
-        self._watchful = True  # the next read has more to do than to read
         self.texts = Texts(connection)
         self.arrivals = Arrivals(self.texts)
+        # Set once by any thread, and never taken back.
+        self.ended = False
+        self.shared = shared
+        self._forgotten = False
+        # Guarded by _lock.
+        self.farewell = Farewell()
+        self.more = False  # the last read has stopped before the end of what was there
+        self.answers: deque[list[Result]] = deque()  # also emptied by the thread that submits
         self._submitted = False
         self._results: list[Result] = []
+        # Any thread sets it; the thread with _lock clears it.
+        self._doomed = False  # close() could not get the lock: the thread that holds it closes
+        self._watchful = True  # the next read has more to do than to read
+        # The thread that reads and submits.
+        self.backend_id = connection.info.backend_pid
+        self.contended = False  # the last read had to leave the connection to another thread
         self.attentive = False  # a caller waits for a sign of life, and each read notes it
         self.heard = False  # when the last read began, the socket had something
+        self.unsent = False  # the socket did not take all of a statement
+        self.broken: psycopg.Error | None = None  # why a statement could not be sent
+        if shared:
+            self._descriptor.keep_spare()
         self._hooks = hooks.Hooks(connection, self.arrivals.collect, self._notice)
 
     def check_idle(self) -> None:
@@ -123,7 +132,7 @@ class Session:
         return self.pgconn.transaction_status != pq.TransactionStatus.IDLE
 
     def share(self) -> None:
-        """Others may run statements on it from now on, such as SET client_encoding."""
+        """Expect other code to run statements on it from now on, such as SET client_encoding."""
         self.shared = self._watchful = True
         if self._lock.acquire(timeout=_PATIENCE):  # else one of ours runs, with a spare
             try:
@@ -136,11 +145,8 @@ class Session:
 
     def _notice(self, diagnostic: psycopg.errors.Diagnostic) -> None:
         """Remember why the server ends the session: psycopg reports it nowhere else."""
-        fatal = diagnostic.severity_nonlocalized in ("FATAL", "PANIC")
-        if fatal or diagnostic.sqlstate == "57P02":  # a crash elsewhere comes as a warning
+        if self.farewell.is_in(diagnostic):
             self._watchful = True
-            self.sqlstate = diagnostic.sqlstate
-            self.farewell = diagnostic.message_primary or ""
 
     def read(self, share: int = SHARE) -> list[Notification]:
         """What :meth:`read_into` finds, in a list."""
@@ -191,7 +197,7 @@ class Session:
                 self._end(exc)
             taken, much = take_notifies(self.pgconn, self.texts, fresh, room)
             if self._watchful:
-                if self.farewell:
+                if self.farewell.text:
                     self.leave()  # the server has said so; the end of the stream only follows
                 if self.ended:
                     break
@@ -230,8 +236,7 @@ class Session:
     def _end(self, exc: psycopg.Error) -> None:
         self._watchful = True
         self.leave()
-        self.sqlstate = self.sqlstate or exc.sqlstate
-        self.farewell = self.farewell or one_line(exc)
+        self.farewell.add(exc)
 
     # -- statements of the owner's thread --------------------------------------------------------
 
@@ -273,15 +278,9 @@ class Session:
         """As :meth:`query`, with text as ``str`` even in SQL_ASCII."""
         return [tuple(map(value_as_text, row)) for row in self.query(sql)]
 
-    @property
-    def why_lost(self) -> str:
-        """How this session ended: the server's words and its code, where it sent any."""
-        code = f" ({self.sqlstate})" if self.sqlstate else ""
-        return f"{self.farewell or 'the connection is gone'}{code}"
-
     def clear_search_path(self) -> None:
-        """Empty it: no names but the server's own mean anything then.  For a session on which
-        only we run statements; no effect behind a pooler.  Blocks for a round trip.
+        """Empty search_path, so that names mean the server's own objects only.  For a session on
+        which only we run statements; has no effect behind a pooler.  Blocks for a round trip.
 
         :raises ConnectionLostError: the session has ended.
         """
@@ -289,9 +288,10 @@ class Session:
             self.query(clear_search_path(self.backend_id))
 
     def lost(self) -> ConnectionLostError:
-        """The error that says how this session ended."""
+        """The error to raise for the end of this session."""
         return ConnectionLostError(
-            f"the session with {self.name} has ended: {self.why_lost}", sqlstate=self.sqlstate
+            f"the session with {self.name} has ended: {self.farewell.why}",
+            sqlstate=self.farewell.sqlstate,
         )
 
     # -- statements that do not block ------------------------------------------------------------
@@ -327,7 +327,9 @@ class Session:
             begins()
             self.pgconn.send_query(self.texts.encode(sql))
             results = fetch_results(self.connection)
-            self.answers.append([self._read_result(result) for result in results])
+            self.answers.append(
+                [read_result(result, self.texts, self.farewell) for result in results]
+            )
         except psycopg.Error as exc:
             self._end(exc)
         finally:
@@ -337,7 +339,7 @@ class Session:
         return True
 
     def flush(self) -> None:
-        """Send what the socket did not take at once; :attr:`unsent` says if there is more."""
+        """Send what the socket did not take at once; sets :attr:`unsent` if there is more."""
         try:
             self.unsent = self.pgconn.flush() == 1
         except psycopg.OperationalError as exc:
@@ -353,14 +355,8 @@ class Session:
                 self.answers.append(self._results)
                 self._results = []
                 return True
-            self._results.append(self._read_result(result))
+            self._results.append(read_result(result, self.texts, self.farewell))
         return False
-
-    def _read_result(self, result: pq.abc.PGresult) -> Result:
-        answer, farewell = read_result(result, self.texts)
-        if farewell:
-            self.sqlstate, self.farewell = answer.sqlstate, answer.message
-        return answer
 
     # -- the end ---------------------------------------------------------------------------------
 
@@ -387,11 +383,11 @@ class Session:
                 self.release()  # its owner may have it still
 
     def shutdown(self) -> None:
-        """Make every thread that waits on the socket wake up and find the session ended."""
+        """Shut the socket down: every thread that waits on it wakes and finds the session ended."""
         self._descriptor.shutdown()
 
     def leave(self) -> None:
-        """It has ended."""
+        """Mark it as ended."""
         self.ended = True
         self._descriptor.drop_spare()
 
