@@ -10,7 +10,7 @@ from typing import Any, Self, TypeVar
 from pgsignals._pure.names import check_channels, check_unlisten, notify_items
 from pgsignals._pure.statements import LISTENING, listen_sql
 from pgsignals._pure.values import Notification
-from pgsignals._runtime.fork import Birth
+from pgsignals._runtime.fork import ForkGuard
 from pgsignals._runtime.reentry import calls_out, reentered
 from pgsignals._wire.access import Access, Cursor, Params, Transaction
 from pgsignals._wire.custody import Custody, Host
@@ -43,7 +43,15 @@ class Database:
     """
 
     __slots__ = (
-        *("__dict__", "__weakref__", "_access", "_birth", "_custody", "_listening", "_opening"),
+        *(
+            "__dict__",
+            "__weakref__",
+            "_access",
+            "_fork_guard",
+            "_custody",
+            "_listening",
+            "_opening",
+        ),
     )
 
     def __init__(
@@ -62,9 +70,9 @@ class Database:
         if "autocommit" in params:
             raise TypeError("autocommit cannot be set: a listener is always in autocommit")
         self._access = Access(conninfo, params, connect=connect)
-        self._birth = Birth()
+        self._fork_guard = ForkGuard()
         self._opening = threading.Lock()
-        self._custody = Custody(self._access, self._birth)
+        self._custody = Custody(self._access, self._fork_guard)
         self._listening: set[str] = set()  # on the session that is the user's
 
     @classmethod
@@ -82,12 +90,12 @@ class Database:
         database = cls()
         session = Session(connection)
         database._access = Access(wrapped=connection)
-        database._custody = Custody(database._access, database._birth)
+        database._custody = Custody(database._access, database._fork_guard)
         database._adopt(session)
         return database
 
     def __repr__(self) -> str:
-        state = "in the parent process" if self._birth.elsewhere else "open"
+        state = "in the parent process" if self._fork_guard.in_child else "open"
         if state == "open" and self.closed:
             state = "closed"
         return f"<{type(self).__name__} {self.name} {state}>"
@@ -114,7 +122,7 @@ class Database:
         :raises ConnectionStateError: a wrapped connection cannot be reopened, or ``connect=``
             returned one that is not in autocommit or is in a transaction.
         """
-        self._birth.check(repr(self))
+        self._fork_guard.check(repr(self))
         self._custody.check_not_served("open()")
         if self._opening.locked():
             self._refuse_midway("open()")
@@ -144,7 +152,7 @@ class Database:
         and the parent's session goes on.
         """
         session = self._custody.session
-        if self._birth.elsewhere:
+        if self._fork_guard.in_child:
             self._custody.forget()
             return
         self._custody.check_not_served("close()")
@@ -187,7 +195,7 @@ class Database:
 
         While a reactor serves the database, that of its listening session.
         """
-        self._birth.check("a Database")
+        self._fork_guard.check("a Database")
         if self._custody.backend_id is None:
             raise self._custody.not_open()
         return self._custody.backend_id
@@ -287,7 +295,7 @@ class Database:
         :raises ValueError: a negative timeout, or NaN.
         """
         check_timeout(timeout)
-        self._birth.check("a Database")
+        self._fork_guard.check("a Database")
         self._custody.check_not_served("wait()")
         if self._custody.session is None:
             raise self._custody.not_open()
@@ -306,8 +314,8 @@ class Database:
             arrived.extendleft(reversed(notifications))
             custody.tell_watchers(but=manager._watcher_of(self))
             for _ in notifications:
-                if self._birth.known_elsewhere:
-                    self._birth.check("a Database")
+                if self._fork_guard.known_in_child:
+                    self._fork_guard.check("a Database")
                 if not arrived:
                     break
                 yield arrived.popleft()
@@ -349,7 +357,7 @@ class Database:
     # -- checks ----------------------------------------------------------------------------------
 
     def _serving(self) -> Host | None:
-        self._birth.check("a Database")
+        self._fork_guard.check("a Database")
         return self._custody.host
 
     def _refuse_midway(self, what: str) -> None:

@@ -11,7 +11,7 @@ from decimal import Decimal
 from typing import Any, Protocol, TypeAlias
 
 from pgsignals._pure.values import Notification
-from pgsignals._runtime.fork import Birth
+from pgsignals._runtime.fork import ForkGuard
 from pgsignals._wire.custody import Watcher
 from pgsignals._wire.entries import DatabaseEntry, Entry, entry_of
 from pgsignals._wire.poller import Poller
@@ -151,7 +151,7 @@ class NotificationManager:
     """
 
     def __init__(self, *databases: Any, timeout: float | None = None) -> None:
-        self._birth = Birth()
+        self._fork_guard = ForkGuard()
         self._timeout = check_timeout(timeout)
         self._connections = _Members(self._members_changed, databases)
         self.garbage: set[Any] = set()
@@ -185,7 +185,7 @@ class NotificationManager:
 
     def gettimeout(self) -> float | None:
         """The timeout in seconds, the very object that was set."""
-        self._birth.check("a NotificationManager")
+        self._fork_guard.check("a NotificationManager")
         return self._timeout  # type: ignore[no-any-return] # whatever number the user gave
 
     def settimeout(self, seconds: float | None) -> None:
@@ -215,7 +215,7 @@ class NotificationManager:
         return self
 
     def __next__(self) -> Pair | None:
-        self._birth.check("a NotificationManager")
+        self._fork_guard.check("a NotificationManager")
         if self._since is None:
             self._since = time.monotonic()
         while True:

@@ -279,7 +279,7 @@ class Reactor:
     # -- checks ----------------------------------------------------------------------------------
 
     def _check_fork(self) -> None:
-        self._engine.birth.check("a Reactor")
+        self._engine.fork_guard.check("a Reactor")
 
     def _targets(self, database: Database | None) -> tuple[Database, ...]:
         """*database*, or all for None."""

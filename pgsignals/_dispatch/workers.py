@@ -22,7 +22,7 @@ from pgsignals._dispatch.ordered import (
 )
 from pgsignals._pure.lanes import Announcement, Lane, Segment, Source
 from pgsignals._pure.values import Notification
-from pgsignals._runtime.fork import Birth
+from pgsignals._runtime.fork import ForkGuard
 from pgsignals._runtime.log import Log
 from pgsignals._runtime.reentry import calls_out
 from pgsignals._sources.counters import Counters
@@ -111,7 +111,7 @@ class Workers:
         home: object = None,
     ) -> None:
         self.home = home
-        self._birth = Birth()
+        self._fork_guard = ForkGuard()
         self._forked = False
         self._backlog = backlog
         self._namespaces = (default, channels)
@@ -135,7 +135,7 @@ class Workers:
     @property
     def has_forked(self) -> bool:
         """Whether this is the copy in a forked child."""
-        return self._birth.elsewhere
+        return self._fork_guard.in_child
 
     def forget(self) -> None:
         """In a forked child: drop the sockets, sending nothing to the server."""
@@ -298,8 +298,8 @@ class Workers:
         """Whether what took so long has forked, and this is the child; to be asked before the
         backlog is, whose lock the parent's threads may have had.  The process id is a system call,
         and no fork is done in an instant."""
-        birth = self._birth
-        if birth.known_elsewhere or (seconds >= INSTANT and birth.elsewhere):
+        fork_guard = self._fork_guard
+        if fork_guard.known_in_child or (seconds >= INSTANT and fork_guard.in_child):
             self._forked = True
         return self._forked
 
@@ -307,7 +307,7 @@ class Workers:
         """The thread of a child that a handler has forked, and that has come back from it: a copy
         of a worker, whose work, session and locks are the parent's.  It is the child's only
         thread, so the child ends with it."""
-        if self._birth.known_elsewhere:  # else a lock of logging may be held for ever
+        if self._fork_guard.known_in_child:  # else a lock of logging may be held for ever
             logger.warning(
                 "a child process forked by a handler has returned from the handler, and ends; "
                 "end it with os._exit(), or use multiprocessing"
@@ -337,7 +337,7 @@ class Workers:
         for call in plan.calls:
             parts: list[Any] = [notifications] if call.batch else notifications
             for part in parts:
-                if self._birth.known_elsewhere:
+                if self._fork_guard.known_in_child:
                     return
                 # As blinker does: one that was disconnected meanwhile is not called any more.
                 if changes.count != seen and not call.still_calls(link.database):

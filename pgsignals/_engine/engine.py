@@ -12,7 +12,7 @@ from pgsignals._engine.around import Around, nested
 from pgsignals._engine.config import Config
 from pgsignals._engine.interest import Interest
 from pgsignals._engine.life import Life
-from pgsignals._runtime.fork import Birth
+from pgsignals._runtime.fork import ForkGuard
 from pgsignals._runtime.log import Log
 from pgsignals._runtime.program import check_threads, runs_event_loop
 from pgsignals._runtime.reentry import reentered
@@ -34,7 +34,7 @@ class Engine:
 
     def __init__(self, config: Config) -> None:
         # Never replaced.
-        self.birth = Birth()
+        self.fork_guard = ForkGuard()
         self.config = config
         self.channels = Channels(default)
         self.interest = Interest(config.databases, (default, self.channels), config.channels)
@@ -105,7 +105,7 @@ class Engine:
         life = self.life
         if life is None:
             return True
-        if self.birth.elsewhere:
+        if self.fork_guard.in_child:
             life.forget()
             return True
         return life.stop(None if seconds is None else time.monotonic() + seconds)
@@ -184,7 +184,7 @@ class Engine:
     def served(self) -> Collection[Database]:
         """Its databases while it runs."""
         life = self.life
-        if life is None or life.lifecycle.closed or self.birth.elsewhere:
+        if life is None or life.lifecycle.closed or self.fork_guard.in_child:
             return ()
         return self.config.databases
 
@@ -196,13 +196,13 @@ class Engine:
     def handlers_changed(self, _: str) -> None:
         """Have what is to be listened to computed anew, on the reader.  Neither blocks nor locks:
         it is called in any thread, at any point."""
-        if (life := self.life) is not None and not self.birth.elsewhere:
+        if (life := self.life) is not None and not self.fork_guard.in_child:
             life.reader.mailbox.request()
 
     def acknowledge_handlers(self) -> None:
         """Wait until that is listened to."""
         life = self.life
-        if life is not None and not self.birth.elsewhere and not runs_event_loop():
+        if life is not None and not self.fork_guard.in_child and not runs_event_loop():
             life.wait_settled(life.reader.links)
 
 

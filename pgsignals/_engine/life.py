@@ -52,7 +52,7 @@ from pgsignals._engine.interest import Interest
 from pgsignals._engine.reader import Reader
 from pgsignals._pure.names import check_handled
 from pgsignals._pure.phases import Event, Lifecycle, Phase
-from pgsignals._runtime.fork import Birth
+from pgsignals._runtime.fork import ForkGuard
 from pgsignals._runtime.log import Log
 from pgsignals._runtime.reentry import reentered
 from pgsignals._sources.listen import Link
@@ -105,7 +105,7 @@ class Life:
         self.reader = Reader(
             self._announcer, self.lifecycle, config.databases, self.backlog, links, config.idle
         )
-        self._birth = Birth()
+        self._fork_guard = ForkGuard()
         self._thread = threading.Thread(target=self._live, name=f"{name}-reader", daemon=True)
         self._claim = threading.Lock()  # held by the thread that carries the life to its end
 
@@ -346,7 +346,7 @@ def _stop_all() -> None:
     it is joined before atexit runs.)"""
     global _exiting
     _exiting = True
-    lives = [life for life in _living if not life._birth.elsewhere]
+    lives = [life for life in _living if not life._fork_guard.in_child]
     deadline = time.monotonic() + AT_EXIT
     for life in lives:
         life.ask_to_stop(deadline)

@@ -1,4 +1,4 @@
-"""Which side of a fork an object lives on."""
+"""Detects that an object is used in a forked child of the process it was made in."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_count)
 
 
-class Birth:
+class ForkGuard:
     """Remembers the process in which it was made.
 
     By the process id, as a program that embeds Python, such as uWSGI, forks without running
@@ -32,13 +32,13 @@ class Birth:
         self._pid = os.getpid()
 
     @property
-    def elsewhere(self) -> bool:
+    def in_child(self) -> bool:
         """True in a forked child of the process in which this was made."""
         return self._generation != _generation or self._pid != os.getpid()
 
     @property
-    def known_elsewhere(self) -> bool:
-        """As :attr:`elsewhere`, but only by Python's hooks: cheap enough to ask for each
+    def known_in_child(self) -> bool:
+        """As :attr:`in_child`, but only by Python's hooks: cheap enough to ask for each
         notification, where a system call would be expensive."""
         return self._generation != _generation
 

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
 
 from pgsignals._pure.values import Notification
-from pgsignals._runtime.fork import Birth
+from pgsignals._runtime.fork import ForkGuard
 from pgsignals._wire.access import Access
 from pgsignals._wire.session import SHARE, Session
 from pgsignals.errors import ClosedError, ConnectionLostError, ConnectionStateError
@@ -55,13 +55,13 @@ class Custody:
 
     # Slots: a manager of thousands is faster, the fewer places it has to look at.
     __slots__ = (
-        *("__weakref__", "_access", "_birth", "_lock", "_lost", "_watchers"),
+        *("__weakref__", "_access", "_fork_guard", "_lock", "_lost", "_watchers"),
         *("arrived", "backend_id", "host", "session"),
     )
 
-    def __init__(self, access: Access, birth: Birth) -> None:
+    def __init__(self, access: Access, fork_guard: ForkGuard) -> None:
         self._access = access
-        self._birth = birth
+        self._fork_guard = fork_guard
         # Never held while anything blocks.  Reentrant, as a finalizer may iterate over a database
         # while this thread has it.
         self._lock = threading.RLock()
@@ -89,7 +89,7 @@ class Custody:
 
         :raises ConnectionStateError: another reactor has it, or it is in a transaction.
         """
-        self._birth.check("a Database")
+        self._fork_guard.check("a Database")
         with self._lock:
             self.check_not_served("start()")
             session = None if self.closed else self.session
@@ -127,7 +127,7 @@ class Custody:
 
     def drain(self) -> list[Notification]:
         """See :meth:`Database.drain`."""
-        self._birth.check("a Database")
+        self._fork_guard.check("a Database")
         session = self.session
         if session is None or self.host is not None:
             self.check_not_served("drain()")
@@ -180,7 +180,7 @@ class Custody:
         :raises ConnectionStateError: a reactor has it.
         :raises ClosedError: there is none.
         """
-        self._birth.check("a Database")
+        self._fork_guard.check("a Database")
         self.check_not_served(what)
         session = self.session
         if session is None:

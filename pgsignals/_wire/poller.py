@@ -20,7 +20,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from pgsignals._pure.burst import Burst
 from pgsignals._pure.values import Notification
-from pgsignals._runtime.fork import Birth
+from pgsignals._runtime.fork import ForkGuard
 from pgsignals._runtime.log import Log
 from pgsignals._wire.waker import Waker
 from pgsignals.errors import Error
@@ -92,7 +92,7 @@ class Poller(Generic[W, A]):
 
     def __init__(self, owner: str) -> None:
         self._owner = owner
-        self._birth = Birth()
+        self._fork_guard = ForkGuard()
         # Any thread.
         self._waker = Waker()
         self._touched: deque[W] = deque()
@@ -133,7 +133,7 @@ class Poller(Generic[W, A]):
 
         :raises ForkedError: in a forked child, which shares the sockets.
         """
-        self._birth.check(self._owner)
+        self._fork_guard.check(self._owner)
         self._waker.wake()
 
     # -- the thread that collects ----------------------------------------------------------------
