@@ -71,7 +71,7 @@ LEVELS: list[set[str]] = [
     {"_engine.engine"},
     {"_engine.foreground"},
     {"reactor"},
-    {"testing._waiting"},
+    {"testing._forwarding", "testing._waiting"},
     {"testing._handlers", "testing._proxy", "testing._sessions"},
     {"testing._capture"},
     {"testing"},
@@ -101,9 +101,9 @@ ONLY_IN: dict[str, set[str]] = {
     "prometheus_client": {"cli._metrics"},
     "psycopg": {"_wire"},
     "rich": {"cli._screen"},
-    "select": {"_wire", "cli", "testing._proxy"},
+    "select": {"_wire", "cli", "testing._forwarding"},
     "selectors": {"_wire"},
-    "socket": {"_wire", "cli._checks", "cli._metrics", "embedded", "testing._proxy"},
+    "socket": {"_wire", "cli._checks", "cli._metrics", "embedded", "testing._forwarding"},
     "yaml": set(),
 }
 

@@ -471,12 +471,12 @@ def test_listener_behind_a_frozen_proxy_is_killed_from_elsewhere(
 def test_proxy_reads_a_connection_string_as_libpq_does(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PGPORT", "5999")
     with Proxy("postgresql://app:hunter2@db.example/shop?sslmode=verify-full") as proxy:
-        assert proxy._server == ("db.example", 5999)
+        assert proxy._forwarder.server == ("db.example", 5999)
         given = dict(pair.split("=") for pair in proxy.dsn.split())
         assert given["host"] == "db.example"  # TLS compares it
         assert (given["hostaddr"], given["port"]) == ("127.0.0.1", str(proxy.port))
     with Proxy("host=db.example hostaddr=192.0.2.7") as proxy:
-        assert proxy._server == ("192.0.2.7", 5999)
+        assert proxy._forwarder.server == ("192.0.2.7", 5999)
     proxy.close()
     with pytest.raises(ValueError, match="must name one host, not none"):
         Proxy("dbname=shop")

@@ -38,6 +38,7 @@ from pgsignals.embedded._processes import (
     PORTS,
     EmbeddedError,
     StrPath,
+    make_certificates,
     server_account,
     start_watchdog,
 )
@@ -286,7 +287,7 @@ class Postgres:
         if self._unreachable:
             self._copy_wheel()
         if self.ca_file:
-            self._make_certificates()
+            make_certificates(self._watchdog)
         command = [str(self.bindir / "initdb"), "-D", "data", "-U", "postgres", "-E", "UTF8"]
         command += ["--no-locale", "--no-sync", "--no-instructions", "--pwfile=/dev/stdin"]
         command += ["--auth-local=trust", "--auth-host=scram-sha-256"]
@@ -306,16 +307,6 @@ class Postgres:
             self._watchdog.run(["tar", "-xf", "-"], stdin=file)
         self.bindir = self.directory / self.bindir.relative_to(self._unreachable[0].parent)
         self._unreachable = ()
-
-    def _make_certificates(self) -> None:
-        new = ["openssl", "req", "-x509", "-nodes", "-days", "365", "-newkey", "rsa:2048"]
-        names = "subjectAltName=DNS:localhost,IP:127.0.0.1"
-        for options in (
-            "-keyout ca.key -out ca.crt -subj /CN=pgsignals",
-            "-keyout server.key -out server.crt -CA ca.crt -CAkey ca.key -subj /CN=localhost "
-            f"-addext {names}",
-        ):
-            self._watchdog.run([*new, *options.split()])
 
     def _launch(self) -> str:
         """Start the server; return "" if it accepts connections, or what it logged if not."""

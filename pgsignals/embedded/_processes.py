@@ -156,3 +156,15 @@ def start_watchdog(account: pwd.struct_passwd | None) -> Watchdog:
         with contextlib.suppress(EmbeddedError):  # this account may not write there
             return Watchdog(parent, account)
     return Watchdog("/tmp", account)
+
+
+def make_certificates(watchdog: Watchdog) -> None:
+    """Make an authority, and a certificate for ``localhost`` and 127.0.0.1, in the directory."""
+    new = ["openssl", "req", "-x509", "-nodes", "-days", "365", "-newkey", "rsa:2048"]
+    names = "subjectAltName=DNS:localhost,IP:127.0.0.1"
+    for options in (
+        "-keyout ca.key -out ca.crt -subj /CN=pgsignals",
+        "-keyout server.key -out server.crt -CA ca.crt -CAkey ca.key -subj /CN=localhost "
+        f"-addext {names}",
+    ):
+        watchdog.run([*new, *options.split()])
