@@ -105,7 +105,7 @@ class Channels:
     """
 
     def __init__(self, everywhere: Channels | None = None) -> None:
-        self.around: Callable[..., Any] | None = None  # of the reactor whose own they are
+        self.arounds: tuple[Callable[..., Any], ...] = ()  # of the reactor whose own they are
         shared = {} if everywhere is None else everywhere.of_reactor
         self.of_reactor: dict[str, ReactorSignal] = {
             name: ReactorSignal(name, shared.get(name)) for name in REACTOR_SIGNALS
@@ -201,9 +201,9 @@ class Channels:
 
         return register
 
-    def wrap(self, around: Callable[..., Any] | None) -> None:
+    def wrap(self, arounds: tuple[Callable[..., Any], ...]) -> None:
         """See :meth:`Reactor.wrap_handlers`."""
-        self.around = around
+        self.arounds = arounds
         changes.note()
 
     def wanted_by(self, sender: Any) -> set[str]:

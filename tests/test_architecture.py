@@ -55,6 +55,7 @@ LEVELS: list[set[str]] = [
     {"_dispatch.connected"},
     {"_dispatch.ordered"},
     {"signals"},
+    {"_dispatch.calls"},
     {"_dispatch.workers"},
     {"_sources.errands"},
     {"_sources.intake"},
@@ -64,7 +65,7 @@ LEVELS: list[set[str]] = [
     {"_sources.setup"},
     {"_sources.registering"},
     {"_sources.listen"},
-    {"_engine.around", "_engine.config", "_engine.ending", "_engine.interest"},
+    {"_engine.config", "_engine.ending", "_engine.interest"},
     {"_engine.announcing", "_engine.finishing", "_engine.mailbox"},
     {"_engine.reader"},
     {"_engine.life"},
@@ -126,7 +127,7 @@ TYPES_FROM_ABOVE: dict[tuple[str, str], str] = {
 # Calls that go up: each Protocol with the module that implements it, "" for users' classes, and
 # the reason why it is not an import.
 PROTOCOLS: dict[str, tuple[str, str]] = {
-    "_dispatch.workers.Origin": ("_sources.listen", "workers report to the source what became"),
+    "_dispatch.calls.Namespace": ("signals", "calls ask who has registered, wherever that is"),
     "_pure.decode.Adapter": ("", "pydantic's TypeAdapter, which need not be installed"),
     "_pure.decode.Dataclass": ("", "what every dataclass has; the standard library has no type"),
     "_pure.decode.Model": ("", "pydantic's BaseModel, which need not be installed"),

@@ -19,10 +19,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pgsignals._dispatch import calls as _calls
 from pgsignals._dispatch import workers as _workers
 from pgsignals._dispatch.backlog import RUN, TURN, Backlog
 from pgsignals._dispatch.ordered import OrderedSignal
-from pgsignals._dispatch.workers import Plan, Workers
+from pgsignals._dispatch.workers import Workers
 from pgsignals._pure.burst import Burst
 from pgsignals._pure.lanes import Drops, Outcome, Policy, Segment
 from pgsignals._pure.values import Notification
@@ -49,7 +50,6 @@ class Origin:
         self.database: Any = self
         self.around: Callable[..., object] | None = None
         self.counters = Counters()
-        self.plans: dict[str, Plan] = {}
         self._record = record
 
     def settle(self, notifications: Sequence[Notification], outcome: Outcome = None) -> None:
@@ -76,7 +76,7 @@ class Line:
         self.any_channel = OrderedSignal()
         self.any_channel.connect(self._handle, weak=False)
         self.workers = Workers(
-            "test", workers, self.backlog, self.channels, self.any_channel, OrderedSignal()
+            "test", workers, self.backlog, (self.channels,), self.any_channel, OrderedSignal()
         )
         self.during: Callable[[Notification], object] = lambda _: None
         self.puts = 0
@@ -715,7 +715,7 @@ def test_worker_that_fails_itself_goes_on_with_what_it_had_taken(
     def fail(*_: object) -> None:
         raise ValueError
 
-    monkeypatch.setattr(line.workers, "_fail", fail)
+    monkeypatch.setattr(_calls.Calls, "failed", fail)
     line.put(*texts("a", range(200)))
 
     def fail_at_99(notification: Notification) -> None:
@@ -953,7 +953,7 @@ def test_reader_that_waits_goes_on_after_a_worker_has_failed_itself(
     def fail(*_: object) -> None:
         raise ValueError
 
-    monkeypatch.setattr(line.workers, "_fail", fail)
+    monkeypatch.setattr(_calls.Calls, "failed", fail)
     line.during = fail
     line.start()
     for number in range(20):
@@ -1054,7 +1054,8 @@ def test_batches_are_runs_of_what_is_there(puts: list[str], piece: int) -> None:
     line.channels.on_channel("a", "b", batch=True)(take)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_workers, "INSTANT", 1000.0)
-        patch.setattr(_workers, "PIECE", piece)
+        patch.setattr(_calls, "INSTANT", 1000.0)
+        patch.setattr(_calls, "PIECE", piece)
         sent: list[str] = []
         for text in puts:
             burst = [f"{channel}{len(sent) + at}" for at, channel in enumerate(text)]

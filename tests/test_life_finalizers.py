@@ -33,7 +33,7 @@ from pgsignals import (
     channel as module_channel,
 )
 from pgsignals._dispatch import backlog as _backlog
-from pgsignals._dispatch import workers as _workers
+from pgsignals._dispatch import calls as _calls
 from pgsignals._engine import mailbox as _mailbox
 from pgsignals._sources import listen as _link
 from pgsignals._wire import session as _driver
@@ -50,7 +50,7 @@ PLACES: dict[str, tuple[type[Any], str]] = {
     "the reader reads, with psycopg's lock": (_driver.Session, "_read"),
     "the reader looks at what is due": (_link.Link, "tick"),
     "the reader is about to wake others": (_mailbox.Mailbox, "wake_waiters"),
-    "a worker looks up handlers": (_workers.Workers, "_plan"),
+    "a worker looks up handlers": (_calls.Routes, "resolve"),
     "a notify, with the control connection's lock": (_control.Control, "_open_session"),
 }
 

@@ -959,3 +959,30 @@ def test_owner_of_a_session_goes_on_where_the_reactor_has_stopped_in_a_flood(
                 break
 
     assert seen == [str(number) for number in range(1, count + 1)]
+
+
+def test_handler_in_several_wrappers_uses_its_session_and_notifies(
+    reactor: Reactor, channel: str
+) -> None:
+    """Such as those of telemetry and of ``run --metrics``."""
+    answers: list[object] = []
+
+    def around(handler: Callable[..., object], db: Database, **given: object) -> object:
+        return handler(db, **given)
+
+    @reactor.on_channel(channel)
+    def handle(db: Database, *, notification: Notification) -> None:
+        if notification.payload == "first":
+            answers.append(db.execute("SELECT 42").fetchone())
+            with db.transaction():
+                reactor.notify((channel, "second"))
+        else:
+            answers.append(notification.payload)
+
+    for _ in range(3):
+        reactor.wrap_handlers(around)
+    reactor.notify((channel, "first"))
+    wait_until(lambda: len(answers) == 2)
+
+    assert answers == [(42,), "second"]
+    assert reactor.status().databases[0].failed == 0

@@ -15,7 +15,8 @@ import pytest
 
 import pgsignals
 from pgsignals import ChannelNameError, Database, Gap, Notification, Reactor, on, on_channel
-from pgsignals._dispatch import workers as workers_module
+from pgsignals._dispatch import calls as calls_module
+from pgsignals._dispatch.calls import named
 from pgsignals.testing import Proxy, isolated_handlers
 from tests.support.admin import Admin
 from tests.support.waiting import PATIENCE, wait_until
@@ -471,14 +472,14 @@ def test_filter_of_the_log_that_raises_keeps_nothing_from_being_told(
     after: list[str] = []
     reactor.on_channel(channel)(lambda db, notification: after.append(notification.payload))
     bad = Bad()
-    workers_module.logger.logger.addFilter(bad)
+    calls_module.logger.logger.addFilter(bad)
     try:
         reactor.notify((channel, "1"), (channel, "2"))
         wait_until(lambda: after == ["1", "2"])
         lose(reactor, admin)
         wait_until(lambda: len(failures.seen) == 3)
     finally:
-        workers_module.logger.logger.removeFilter(bad)
+        calls_module.logger.logger.removeFilter(bad)
 
     assert [who for _, who, _ in failures.seen] == [fails] * 3
     assert len(gaps) == 1
@@ -541,7 +542,7 @@ def test_drops_and_their_gap_are_lines_in_the_log(
 
 def test_gap_of_many_channels_names_some(dsn: str) -> None:
     names = frozenset(f"channel {number:03}" for number in range(100))
-    text = workers_module._named(names)
+    text = named(names)
 
     assert "'channel 000'" in text
     assert text.endswith(" and 90 more")
@@ -754,6 +755,6 @@ def test_what_was_kept_of_channels_that_had_handlers_is_forgotten(
 
     def forgotten() -> bool:
         gc.collect()
-        return not reactor._engine.channels._signals and len(link.plans) < 3
+        return not reactor._engine.channels._signals and len(life.workers._routes.of(link)) < 3
 
     wait_until(forgotten)

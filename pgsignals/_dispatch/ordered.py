@@ -26,6 +26,7 @@ from blinker._utilities import make_id, make_ref
 
 from pgsignals._dispatch.connected import ANY_ID, Connection, Options, State
 from pgsignals._dispatch.handlers import REACTOR_SIGNALS
+from pgsignals._runtime.reentry import calls_out
 from pgsignals._runtime.shared import Shared
 
 ANY = blinker.ANY
@@ -293,10 +294,24 @@ class ReactorSignal(OrderedSignal):
         super().__init__(f"{name}({', '.join((sender, *(('*', *keywords) if keywords else ())))})")
 
 
+class _Within:
+    """A handler in what it is wrapped in, by the handler's name."""
+
+    def __init__(self, around: Callable[..., Any], handler: Callable[..., Any]) -> None:
+        self.__module__ = getattr(handler, "__module__", "")
+        self.__qualname__ = getattr(handler, "__qualname__", type(handler).__qualname__)
+        self._around = around
+        self._handler = handler
+
+    @calls_out
+    def __call__(self, sender: object, **given: object) -> object:
+        return self._around(self._handler, sender, **given)
+
+
 class Call:
     """One receiver, resolved."""
 
-    __slots__ = ("_around", "_receiver", "batch", "decode", "receiver_id", "signal", "strong")
+    __slots__ = ("_arounds", "_receiver", "batch", "decode", "receiver_id", "signal", "strong")
 
     def __init__(
         self,
@@ -311,7 +326,7 @@ class Call:
         self.decode = decode
         self.batch = batch
         self._receiver = receiver
-        self._around: Callable[..., Any] | None = None
+        self._arounds: tuple[Callable[..., Any], ...] = ()  # the innermost first
         self.strong: Callable[..., Any] | None = None
         if not isinstance(receiver, weakref.ref):
             self.strong = receiver
@@ -325,13 +340,19 @@ class Call:
         return receiver
 
     def wrap(self, around: Callable[..., Any]) -> None:
-        """Have *around* called in place of the receiver: see :meth:`Reactor.wrap_handlers`."""
-        self._around = around
+        """Have *around* called in place of the receiver, and of what it was wrapped in before: see
+        :meth:`Reactor.wrap_handlers`."""
+        self._arounds += (around,)
         self.strong = None  # that is called as it is
 
     def wrapped(self, handler: Callable[..., Any]) -> Callable[..., Any]:
         """What to call for *handler*."""
-        return handler if self._around is None else functools.partial(self._around, handler)
+        if not self._arounds:
+            return handler
+        *inner, outermost = self._arounds
+        for around in inner:
+            handler = _Within(around, handler)
+        return functools.partial(outermost, handler)
 
     def still_calls(self, sender: Any) -> bool:
         """Whether it would be made again for *sender*, after a change."""

@@ -64,12 +64,12 @@ class Announcer:
 
     def wanted(self, link: Link) -> set[str]:
         """The channels that *link* is to listen to now."""
-        self._workers.forget_plans(link)
+        self._workers.forget_stale_routes()
         return self._interest.wanted(link.database)
 
     def queued(self, link: Link) -> None:
         """Notifications of *link* have been queued."""
-        self._workers.warn_of_drops(link)
+        link.counters.log_drops(link.database.name)
 
     def idle(self) -> None:
         """An idle event is due."""
@@ -87,16 +87,16 @@ class Announcer:
         """Called periodically: warn of what is slow or dropped, and let go of handlers that have
         left."""
         self._workers.warn_of_slow()
+        self._workers.forget_stale_routes()
         for link in links:
-            self._workers.forget_plans(link)
-            self._workers.warn_of_drops(link)
+            link.counters.log_drops(link.database.name)
 
     # -- of the life -----------------------------------------------------------------------------
 
     def closed(self, links: Collection[Link]) -> None:
         """The sessions are closed: log what has been dropped and not been logged yet."""
         for link in links:
-            self._workers.warn_of_drops(link, finally_=True)
+            link.counters.log_drops(link.database.name, finally_=True)
 
     def stopped(self, error: BaseException | None, *, drained: bool) -> None:
         """Nothing more follows; returns when the receivers have.

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any
 
+from pgsignals._dispatch.calls import Around
 from pgsignals._dispatch.handlers import refuse_coroutine_function
-from pgsignals._engine.around import Around, nested
 from pgsignals._engine.config import Config
 from pgsignals._engine.interest import Interest
 from pgsignals._engine.life import Life
@@ -163,7 +163,7 @@ class Engine:
         arounds = None
         while arounds is not self._arounds.value:  # else another thread changes them, too
             arounds = self._arounds.value
-            self.channels.wrap(nested(arounds))
+            self.channels.wrap(arounds)
 
     def status(self) -> Status:
         """See :meth:`Reactor.status`.  Does not block."""

@@ -59,7 +59,7 @@ from pgsignals._sources.listen import Link
 from pgsignals._wire.session import Session
 from pgsignals.database import Database
 from pgsignals.errors import ClosedError, ConnectionStateError
-from pgsignals.signals import Channels
+from pgsignals.signals import Channels, default
 
 logger = Log("pgsignals.reactor")
 
@@ -96,7 +96,7 @@ class Life:
             name,
             config.workers,
             self.backlog,
-            channels,
+            (default, channels),
             signals["any_channel"],
             signals["handler_failed"],
             home=self.ending,
@@ -295,7 +295,7 @@ class Life:
         worker = current_worker(self.workers)
         if (
             worker is not None
-            and (session := worker.sessions.open_transaction(database._access)) is not None
+            and (session := worker.caller.sessions.open_transaction(database._access)) is not None
         ):
             link.notifies_later = True
             return session.notify(items)

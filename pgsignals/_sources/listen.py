@@ -21,7 +21,6 @@ from datetime import datetime
 from functools import partial
 from typing import Literal, Protocol
 
-from pgsignals._dispatch.workers import Plan
 from pgsignals._pure.backoff import Backoff
 from pgsignals._pure.burst import Burst
 from pgsignals._pure.lanes import Drops, Outcome, Policy
@@ -146,7 +145,6 @@ class Link:
             settled=reader.wake_waiters,
         )
         self._queue = QueueWatch(self.upkeep, self.control)
-        self.plans: dict[str, Plan] = {}
         self.counters = Counters()
         self.intake = Intake(
             settings.max_backlog, settings.overflow, self.counters, self.condition.proof.since
