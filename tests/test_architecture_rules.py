@@ -9,14 +9,17 @@ from textwrap import dedent, indent
 import pytest
 
 from tests.support.sources import (
+    HARD_LIMITS,
     LIMITS,
     Source,
+    excessive,
     grown,
     implements,
     impurities,
     is_sentence,
     loose,
     oversized,
+    reached_into,
     reserved,
     upward,
 )
@@ -117,6 +120,24 @@ def test_reserved_call_is_seen(plant: Plant, call: str) -> None:
 )
 def test_impurity_is_seen(plant: Plant, text: str, found: set[str]) -> None:
     assert impurities(plant("_pure.names", text)) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("reactor._engine.stop()", {"_engine"}),
+        ("def f(link): return link.database._custody.lend()", {"_custody"}),
+        ("class A:\n    def f(self): return self._mine", set()),
+        ("class A:\n    def f(self, other): self._mine = other._mine", set()),
+        ("class A:\n    __slots__ = ('_mine',)\ndef f(other): return other._mine", set()),
+        ("notification._asdict()", set()),
+        ("thing.__class__", set()),
+    ],
+)
+def test_private_attribute_of_another_module_is_seen(
+    plant: Plant, text: str, found: set[str]
+) -> None:
+    assert reached_into(plant("_pure.names", text)) == found
 
 
 @pytest.mark.parametrize(
@@ -249,3 +270,11 @@ def test_what_exceeds_a_limit_is_seen_and_may_only_shrink(plant: Plant, kind: st
     assert loose(found(limit + 10), entry) == []
     assert len(loose(found(limit + 10), none | {kind: {name: 2 * limit}})) == 1
     assert len(loose(found(limit), entry)) == 1
+
+
+@pytest.mark.parametrize("kind", sorted(HARD_LIMITS))
+def test_what_exceeds_a_hard_limit_is_seen_whatever_its_entry(plant: Plant, kind: str) -> None:
+    limit = HARD_LIMITS[kind]
+
+    assert excessive(oversized([plant("_pure.names", big(limit)[kind])])) == set()
+    assert excessive(oversized([plant("_pure.names", big(limit + 1)[kind])])) == {NAMES[kind]}

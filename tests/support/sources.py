@@ -201,6 +201,25 @@ def impurities(source: Source) -> set[str]:
     return found
 
 
+def reached_into(source: Source) -> set[str]:
+    """Private attributes that a module uses of objects of others: those that it neither defines
+    nor spells as a string, other than on ``self`` and ``cls``."""
+    own, used = {"_asdict", "_fields", "_replace"}, set()  # public, on a NamedTuple
+    for node in ast.walk(source.tree):
+        if isinstance(node, Function | ast.ClassDef):
+            own.add(node.name)
+        elif isinstance(node, ast.Constant):
+            own.add(str(node.value))
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            own.add(node.id)
+        elif isinstance(node, ast.Attribute):
+            if isinstance(node.ctx, ast.Store):
+                own.add(node.attr)
+            elif re.match(r"_(?!_)", node.attr) and ast.unparse(node.value) not in ("self", "cls"):
+                used.add(node.attr)
+    return used - own
+
+
 def is_sentence(docstring: str) -> bool:
     """Whether a docstring opens with one sentence at least."""
     opening = " ".join(docstring.partition("\n\n")[0].split())
@@ -235,6 +254,20 @@ def oversized(sources: Iterable[Source]) -> dict[str, dict[str, int]]:
     return {
         kind: {name: figure for name, figure in found.items() if figure > LIMITS[kind]}
         for kind, found in figures.items()
+    }
+
+
+#: What nothing may exceed, whatever its entry says.
+HARD_LIMITS = {"lines": 500, "attributes": 30}
+
+
+def excessive(found: dict[str, dict[str, int]]) -> set[str]:
+    """What exceeds a hard limit."""
+    return {
+        name
+        for kind, limit in HARD_LIMITS.items()
+        for name, figure in found[kind].items()
+        if figure > limit
     }
 
 
