@@ -245,7 +245,7 @@ class Reactor:
         """
         self._check_fork()
         if database is None and len(self.databases) > 1:
-            raise ValueError("this reactor has several databases: notify(..., database=...)")
+            raise ValueError("the reactor has several databases: pass database= to notify()")
         items = notify_items(channels, pairs)
         (target, *_) = self._targets(database)
         return self._engine.notify(target, items)

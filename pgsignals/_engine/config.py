@@ -51,7 +51,7 @@ def configure(
     :raises ChannelNameError: one of *channels*.
     """
     if not databases:
-        raise TypeError('a Reactor needs at least one database; "" means libpq\'s defaults')
+        raise TypeError('Reactor() needs at least one database; "" means libpq\'s defaults')
     if isinstance(channels, str):
         raise TypeError("channels must be an iterable of names, such as channels=['orders']")
     if overflow not in get_args(Policy):
@@ -60,7 +60,7 @@ def configure(
         raise TypeError(f"name must be a str, not {type(name).__name__}")
     checked = tuple(_database(database) for database in databases)
     if len(set(checked)) < len(checked):
-        raise ValueError("a database was given twice")
+        raise ValueError("Reactor() was given the same database twice")
     return Config(
         databases=checked,
         workers=_count("workers", workers),
@@ -82,14 +82,14 @@ def _database(given: object) -> Database:
         return Database(given)
     if not isinstance(given, Database):
         raise TypeError(
-            f"a Reactor takes connection strings and Databases, not {type(given).__name__}"
+            f"a database must be a connection string or a Database, not {type(given).__name__}"
         )
     return given
 
 
 def _count(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be a whole number, not {type(value).__name__}")
+        raise TypeError(f"{name} must be an int, not {type(value).__name__}")
     if value < 1:
         raise ValueError(f"{name} must be at least 1, not {value}")
     return value
@@ -110,7 +110,7 @@ def _seconds_or_none(name: str, value: object) -> float | None:
 
 def _backoff(value: object) -> tuple[float, float]:
     if not isinstance(value, (tuple, list)) or len(value) != 2:
-        raise TypeError("backoff must be a pair: the first and the longest wait, in seconds")
+        raise TypeError("backoff must be a pair of seconds: the first and the longest wait")
     first = _seconds("the first wait of backoff", value[0])
     longest = _seconds("the longest wait of backoff", value[1])
     if longest < first:
