@@ -1,4 +1,4 @@
-"""Which module may import what, and other rules that a reader of one file cannot see broken."""
+"""Which module may import what, and other rules that span files."""
 
 from __future__ import annotations
 
@@ -110,18 +110,18 @@ ONLY_IN: dict[str, set[str]] = {
     "yaml": set(),
 }
 
-# Time, chance and the outside world are arguments of these.
+# Rooms and modules that get time, random numbers and the outside world as arguments.
 PURE = {"errors", "_pure"}
 
-# Who may call these.
+# Who may call these, and no others may.
 CALLED_IN: dict[str, set[str]] = {
     "eval": set(),
     "exec": set(),
     "print": {"cli.arguments", "cli.completion", "demo"},
-    "time.time": {"_engine.reader"},  # what operators compare with a clock on the wall
+    "time.time": {"_engine.reader"},  # for operators, who compare it with a wall clock
 }
 
-# Private attributes that other modules than their own may use, and which.
+# Private attributes that other modules may use, and which modules.
 FRIENDS: dict[str, set[str]] = {
     "_SubParsersAction": {"cli.completion"},  # argparse has no public way to list what it knows
     "_access": {"_dispatch", "_engine", "_sources", "cli", "testing"},  # sessions beside a Database
@@ -134,7 +134,7 @@ FRIENDS: dict[str, set[str]] = {
     "_watcher_of": {"database"},
 }
 
-# Types that a module names though they are defined above it; each with the reason.
+# Types from higher levels that annotations may name, each with the reason.
 TYPES_FROM_ABOVE: dict[tuple[str, str], str] = {
     ("_dispatch.handlers", "reactor"): "receivers of `stopped` are given the Reactor",
 }
@@ -144,18 +144,18 @@ TYPES_FROM_ABOVE: dict[tuple[str, str], str] = {
 PROTOCOLS: dict[str, tuple[str, str]] = {
     "_dispatch.calls.Namespace": ("signals", "calls ask who has registered, wherever that is"),
     "_pure.decode.Adapter": ("", "pydantic's TypeAdapter, which need not be installed"),
-    "_pure.decode.Dataclass": ("", "what every dataclass has; the standard library has no type"),
+    "_pure.decode.Dataclass": ("", "any dataclass; the standard library has no type for it"),
     "_pure.decode.Model": ("", "pydantic's BaseModel, which need not be installed"),
     "_pure.lanes.Source": ("_sources.listen", "several kinds of source feed one backlog"),
     "_sources.listen.Events": ("_engine.announcing", "a link reports what happens to it"),
     "_sources.listen.LinkHost": ("_engine.reader", "a link asks the thread that owns its socket"),
     "_sources.upkeep.Host": ("_engine.reader", "a source needs the reader's thread, and helpers"),
     "_wire.custody.Host": ("_engine.life", "a served database passes calls to its reactor"),
-    "_wire.custody.Watcher": ("_wire.entries", "a manager is told what no socket shows"),
-    "_wire.poller.Line": ("_wire.session", "users' own classes may be watched, too"),
+    "_wire.custody.Watcher": ("_wire.entries", "a manager learns what no socket shows"),
+    "_wire.poller.Line": ("_wire.session", "users may have their own classes watched"),
     "_wire.poller.Watched": ("_sources.listen", "links and databases have sessions, one by one"),
-    "manager.Member": ("database", "users' own classes may be watched, too"),
-    "signals.Watcher": ("_engine.engine", "signals tell reactors that handlers have changed"),
+    "manager.Member": ("database", "users may have their own classes watched"),
+    "signals.Watcher": ("_engine.engine", "signals notify reactors when handlers change"),
 }
 
 # Modules with Protocols of one `__call__`: they only say what a function looks like.
@@ -280,7 +280,7 @@ def project_files() -> Iterator[Path]:
     ls_files = [*git, "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listing = subprocess.run(ls_files, cwd=ROOT, capture_output=True, check=False)
     if listing.returncode:
-        pytest.skip("only git can tell the project's files from others beside them")
+        pytest.skip("needs git to list the project's files")
     names = listing.stdout.decode().rstrip("\0").split("\0")
     return (ROOT / name for name in names if (ROOT / name).is_file())
 

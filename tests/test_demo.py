@@ -218,7 +218,7 @@ def test_session_is_killed_after_half_of_the_sales_however_late_the_seller_comes
     kill, told = demo.kill, [0]
 
     def watched(db: Database, reactor: Reactor, shop: demo.Shop) -> None:
-        told.append(len(shop.told))
+        told.append(len(shop.notified))
         kill(db, reactor, shop)
 
     monkeypatch.setattr(demo, "kill", watched)

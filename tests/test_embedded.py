@@ -31,7 +31,7 @@ PATIENCE = 40.0  # seconds until something that must happen counts as missing
 
 T = TypeVar("T")
 
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs a server as somebody else")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can run a server as another user")
 
 
 def wait_until(condition: Callable[[], T]) -> T:

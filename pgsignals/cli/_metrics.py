@@ -151,9 +151,9 @@ def names(databases: tuple[DatabaseStatus, ...]) -> list[str]:
 def health(reactor: Reactor) -> tuple[bool, dict[str, object]]:
     """Whether every database is listened to, and the body that says which one is not."""
     status = reactor.status()
-    told = ("name", "state", "last_error")
+    shown = ("name", "state", "last_error")
     databases = [
-        {key: value for key, value in dataclasses.asdict(database).items() if key in told}
+        {key: value for key, value in dataclasses.asdict(database).items() if key in shown}
         for database in status.databases
     ]
     healthy = status.running and all(one.state == "listening" for one in status.databases)
@@ -203,9 +203,9 @@ class Handler(BaseHTTPRequestHandler):
         self._send(HTTPStatus.OK, content_type, encode(self.server.registry))
 
     def _health(self) -> None:
-        healthy, told = health(self.server.reactor)
+        healthy, body = health(self.server.reactor)
         status = HTTPStatus.OK if healthy else HTTPStatus.SERVICE_UNAVAILABLE
-        self._send(status, "application/json", json.dumps(told).encode() + b"\n")
+        self._send(status, "application/json", json.dumps(body).encode() + b"\n")
 
     def _send(self, status: HTTPStatus, content_type: str, body: bytes) -> None:
         self.send_response(status)

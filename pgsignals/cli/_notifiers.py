@@ -269,14 +269,14 @@ def similar(
     found = {name: places for name, places in where.items() if confusable(name, channel)}
     if not found:
         return
-    told = "; ".join(f"{name!r} ({', '.join(places)})" for name, places in sorted(found.items()))
+    others = "; ".join(f"{name!r} ({', '.join(places)})" for name, places in sorted(found.items()))
     advice = (
         "these are different channels: pg_notify() and quoted names keep case, blanks and quotes; "
         f"unquoted names become lower case; beyond {MAX_CHANNEL_BYTES} bytes LISTEN and NOTIFY "
         "truncate a name, and pg_notify() rejects it"
     )
     facts = {"channel": channel, "similar": found}
-    yield Finding("names", "warning", f"{channel}: there is also {told}", advice, facts)
+    yield Finding("names", "warning", f"{channel}: there is also {others}", advice, facts)
 
 
 def confusable(name: str, channel: str) -> bool:

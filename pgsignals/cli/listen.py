@@ -141,7 +141,7 @@ class Runner:
         :raises OSError: it cannot be started.
         """
         channel, payload, pid = notification
-        told = {
+        variables = {
             "PGSIGNALS_CHANNEL": channel,
             "PGSIGNALS_DATABASE": db.name,
             "PGSIGNALS_PID": str(pid),
@@ -150,7 +150,7 @@ class Runner:
             self._command,
             shell=isinstance(self._command, str),
             stdin=subprocess.PIPE,
-            env=os.environ | told,
+            env=os.environ | variables,
         )
         if self._over:  # end() was called before it could see the process
             process.terminate()
@@ -240,7 +240,7 @@ class Listener:
 
 
 def listen(args: argparse.Namespace) -> int:
-    """Listen until told to stop, and return the exit status."""
+    """Listen until the end of the command, and return the exit status."""
     databases = databases_of(args)
     what: Printer | Runner
     if args.exec is None:

@@ -57,7 +57,7 @@ def watch(reactor: Reactor, shop: Shop) -> None:
         latency = (datetime.now(UTC) - datetime.fromisoformat(value["placed"])).total_seconds()
         with shop.lock:
             shop.calls += 1
-            shop.told.add(value["id"])
+            shop.notified.add(value["id"])
             shop.latencies.append(latency)
             shop.latest.appendleft(
                 f"#{value['id']:<7,}{value['quantity']} x {value['item']:9}{1000 * latency:6.1f} ms"
@@ -74,12 +74,14 @@ def watch(reactor: Reactor, shop: Shop) -> None:
 
     def lost(_: Database, *, reason: str, error: ConnectionLostError) -> None:
         shop.link = "lost"
-        shop.tell(f"lost: our session is gone ({reason}, {error.sqlstate})")
+        shop.report(f"lost: our session is gone ({reason}, {error.sqlstate})")
 
     def missed(db: Database, *, gap: Gap) -> None:
         orders, items = refill(db, shop)
         shop.gaps += 1
-        shop.tell(f"gap ({gap.reason}): caught up with {orders} orders and {items} items of stock")
+        shop.report(
+            f"gap ({gap.reason}): caught up with {orders} orders and {items} items of stock"
+        )
 
     reactor.connected.connect(connected, weak=False)  # nothing else keeps these functions
     reactor.lost.connect(lost, weak=False)
@@ -181,7 +183,7 @@ def kill(db: Database, reactor: Reactor, shop: Shop) -> None:
     No notification, now or later, can correct the cache: only reading the table again can.
     """
     victim = reactor.databases[0].backend_id
-    shop.tell(f"kill: pg_terminate_backend({victim}), and the last {RARE} is sold")
+    shop.report(f"kill: pg_terminate_backend({victim}), and the last {RARE} is sold")
     db.execute(KILL.format(schema=shop.schema, rare=RARE, victim=victim))
 
 
@@ -202,10 +204,10 @@ def verify(db: Database, reactor: Reactor, shop: Shop) -> bool:
     stock, orders = read(db, shop.schema)
     failed = reactor.status().databases[0].failed
     same = sum(shop.stock.get(item) == stock[item] for item in stock)
-    late = len(shop.read - shop.told)
+    late = len(shop.read - shop.notified)
     checks = {
         f"stock: {same} of {len(stock)} items in the cache match the table": (shop.stock == stock),
-        f"orders: {len(orders)} in the table, {len(shop.told)} notified, {late} caught up": (
+        f"orders: {len(orders)} in the table, {len(shop.notified)} notified, {late} caught up": (
             shop.orders == orders
         ),
         f"link: killed once, {counted(shop.gaps, 'gap')} reported, {shop.link} again": (

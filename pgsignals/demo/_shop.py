@@ -35,7 +35,7 @@ CREATE TABLE {schema}.orders (
 );
 
 -- Notifies the row as JSON, on a channel named after the table: schema.stock, schema.orders.
-CREATE FUNCTION {schema}.tell() RETURNS pg_catalog.trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION {schema}.notify_row() RETURNS pg_catalog.trigger LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM pg_catalog.pg_notify(
         TG_TABLE_SCHEMA::pg_catalog.text OPERATOR(pg_catalog.||) '.'::pg_catalog.text
@@ -44,10 +44,10 @@ BEGIN
     );
     RETURN NULL;
 END $$;
-CREATE TRIGGER tell AFTER INSERT OR UPDATE ON {schema}.stock
-    FOR EACH ROW EXECUTE FUNCTION {schema}.tell();
-CREATE TRIGGER tell AFTER INSERT OR UPDATE ON {schema}.orders
-    FOR EACH ROW EXECUTE FUNCTION {schema}.tell();
+CREATE TRIGGER notify_row AFTER INSERT OR UPDATE ON {schema}.stock
+    FOR EACH ROW EXECUTE FUNCTION {schema}.notify_row();
+CREATE TRIGGER notify_row AFTER INSERT OR UPDATE ON {schema}.orders
+    FOR EACH ROW EXECUTE FUNCTION {schema}.notify_row();
 
 INSERT INTO {schema}.stock (item, quantity)
     SELECT t.item, 50 FROM pg_catalog.unnest({items}::pg_catalog.text[]) AS t(item);
@@ -95,7 +95,7 @@ class Shop:
     schema: str
     lock: threading.Lock = field(default_factory=threading.Lock)
     stock: dict[str, Stock] = field(default_factory=dict)
-    told: set[int] = field(default_factory=set)  # orders that were notified
+    notified: set[int] = field(default_factory=set)  # orders that were notified
     read: set[int] = field(default_factory=set)  # orders that were read from the table
     latest: deque[str] = field(default_factory=lambda: deque(maxlen=8))
     latencies: list[float] = field(default_factory=list)  # in seconds, from sale to handler
@@ -114,8 +114,8 @@ class Shop:
     @property
     def orders(self) -> set[int]:
         """All known orders."""
-        return self.told | self.read
+        return self.notified | self.read
 
-    def tell(self, text: str) -> None:
+    def report(self, text: str) -> None:
         """Add to the news."""
         self.news.append((self.elapsed, text))

@@ -116,7 +116,7 @@ class Picture:
         yield f"{paint(CYAN, bar)}{paint(DIM, rest)} {now:.1f} of {self._seconds:g} s"
         yield ""
         yield f"link     {link}, gaps: {shop.gaps}"
-        yield f"orders   {len(shop.told)} notified, {len(shop.read - shop.told)} caught up"
+        yield f"orders   {len(shop.notified)} notified, {len(shop.read - shop.notified)} caught up"
         yield f"latency  {wrapped(percentiles(shop.latencies[-1000:]), 9)}"
         yield f"rate     {paint(CYAN, f'{line[-width:]:{width}}')}{rates[-1]:5.0f} notifications/s"
 

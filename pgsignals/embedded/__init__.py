@@ -242,7 +242,7 @@ class Postgres:
             raise EmbeddedError(
                 f"the server is still running {timeout} s after a {mode} stop"
             ) from None
-        self._watchdog.tell("ended")
+        self._watchdog.report("ended")
 
     def restart(self, mode: StopMode = "fast") -> None:
         """Stop and start the server, on the same port and the same socket."""

@@ -127,24 +127,22 @@ class Watchdog:
     def run(self, command: Sequence[str], stdin: int | IO[bytes] = subprocess.DEVNULL) -> None:
         """Run a program as the server's account in the directory, until it or our program ends."""
         process = popen(command, account=self._account, cwd=self.directory, stdin=stdin)
-        self.tell(f"{process.pid}")
+        self.report(f"{process.pid}")
         output_of(command, process)
-        self.tell("ended")
+        self.report("ended")
 
     def start(self, command: Sequence[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
         """Start the server, which ends with our program at the latest."""
         process = popen(command, account=self._account, cwd=self.directory, stdout=log, stderr=log)
-        self.tell(f"{process.pid} {command[0]}")
+        self.report(f"{process.pid} {command[0]}")
         return process
 
-    def tell(self, line: str) -> None:
-        with contextlib.suppress(
-            BrokenPipeError, ValueError
-        ):  # the watchdog was killed, or is closed
+    def report(self, line: str) -> None:
+        with contextlib.suppress(BrokenPipeError, ValueError):  # it was killed, or is closed
             self.pipe.write(os.fsencode(f"{line}\n"))
 
     def close(self) -> None:
-        self.tell("close")  # closing the pipe is not enough: a forked child may hold it, too
+        self.report("close")  # closing the pipe is not enough: a forked child may hold it, too
         self._process.wait()
         self.pipe.close()
 

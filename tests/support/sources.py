@@ -38,7 +38,7 @@ class Source:
     path: Path
     root: Path
     ours: set[str] = field(default_factory=set)
-    """The names of all modules, by which ``from a import b`` is told from an import of a name."""
+    """The names of all modules, to tell an imported module from an imported name."""
 
     def __post_init__(self) -> None:
         parts = self.path.relative_to(self.root).with_suffix("").parts
@@ -191,7 +191,7 @@ IMPURE_CALLS = {"input", "open", "print", "datetime.now", "datetime.utcnow", "da
 
 
 def impurities(source: Source) -> set[str]:
-    """What a pure module must not use: the world outside, clocks, and chance of its own."""
+    """What a pure module must not use: the outside world, clocks, or the random module itself."""
     found = source.foreign_imports & IMPURE_MODULES
     for call in source.calls:
         short = ".".join(call.split(".")[-2:])
@@ -285,7 +285,7 @@ def grown(found: dict[str, dict[str, int]], allowed: dict[str, dict[str, int]]) 
 
 
 def loose(found: dict[str, dict[str, int]], allowed: dict[str, dict[str, int]]) -> list[str]:
-    """Entries that are no longer needed, or exceed the truth by more than 5 %."""
+    """Entries that are no longer needed, or more than 5 % too large."""
     return [
         f"{name} has {found[kind].get(name, 'no more than the limit of')} {kind}: lower its {entry}"
         for kind, entries in allowed.items()
