@@ -81,6 +81,7 @@ CONTENTS = {
     "Run": ["operations"],
     "Port": ["migrating", "changes"],
     "Look up": ["api"],
+    "Contribute": ["contributing-where"],
 }
 
 

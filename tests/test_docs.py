@@ -329,6 +329,35 @@ def test_diagram_names_modules_that_exist() -> None:
     assert [file for file in files if not (ROOT / "pgsignals" / file).exists()] == []
 
 
+@pytest.mark.parametrize("page", ["architecture.md", "contributing-where.md"])
+def test_pages_about_the_code_name_files_that_exist_and_those_that_do_not(page: str) -> None:
+    """A file that has come is no longer called new."""
+    text = (DOCS / page).read_text("utf-8")
+    found = set(re.findall(r"`([\w/]+(?:\.py|/))`( \(new\))?", text))
+
+    assert len(found) > 10
+    for name, new in found:
+        known = [ROOT / "pgsignals" / name, ROOT / name]
+        known += [] if "/" in name else (ROOT / "pgsignals").rglob(name)
+        exists = any(path.exists() for path in known)
+        assert exists != bool(new), name
+
+
+@pytest.mark.parametrize("page", ["architecture.md", "contributing-where.md"])
+def test_pages_about_the_code_name_members_that_exist(page: str) -> None:
+    sources = [path.read_text("utf-8") for path in (ROOT / "pgsignals").rglob("*.py")]
+    text = (DOCS / page).read_text("utf-8")
+    names = re.findall(r"`([A-Z]\w*[a-z]\w*)\.(\w+)(?:\([\w, ]*\))?`", text)
+
+    assert len(names) > 5
+    for owner, member in names:
+        assert any(
+            re.search(rf"^class {owner}\b", source, re.MULTILINE)
+            and re.search(rf"\b{member}\b", source)
+            for source in sources
+        ), f"{owner}.{member}"
+
+
 def test_diagram_can_be_read_on_a_phone() -> None:
     picture = ElementTree.parse(DOCS / "architecture.svg").getroot()
     style = "".join(element.text or "" for element in picture.iter(f"{SVG}style"))
