@@ -12,14 +12,11 @@ from pgsignals._engine.engine import Engine
 from pgsignals._engine.foreground import run
 from pgsignals._pure.lanes import Policy
 from pgsignals._pure.names import check_handled, check_unlisten, notify_items
-from pgsignals._runtime.log import Log
 from pgsignals._runtime.reentry import calls_out
 from pgsignals._sources.reports import Status
 from pgsignals.database import Database
 from pgsignals.manager import as_seconds, check_timeout
 from pgsignals.signals import ChannelSignal
-
-logger = Log("pgsignals.reactor")
 
 #: 2**17: more than the 100,000 of a large transaction, some 30 MB of short payloads.
 MAX_BACKLOG = 131_072
@@ -80,8 +77,8 @@ class Reactor:
             probe_timeout=probe_timeout,
             name=name,
         )
+        # Never replaced; each knows its own threads.
         self._engine = Engine(config)
-
         signals = self._engine.channels.of_reactor
         self.connected: OrderedSignal = signals["connected"]
         """Once per session, when its LISTEN is known to hold: ``receiver(db, *, resumed)``."""
@@ -174,9 +171,10 @@ class Reactor:
     def stop(self, timeout: float | None = None) -> bool:
         """Stop reading, run the handlers of what has been received, and close the sessions.
 
-        Notifications that :meth:`notify` has already issued count as received; the server has a
-        second to send them.  Does nothing on a stopped reactor.  From a handler it returns at once
-        and the stop goes on.  In a forked child it forgets the sockets.
+        Blocks.  Notifications that :meth:`notify` has already issued count as received; the server
+        has a second to send them.  Does nothing on a stopped reactor.  In a handler, and in a
+        finalizer or an OS signal handler that interrupts pgsignals, it returns at once and the stop
+        goes on.  In a forked child it drops the sockets and sends nothing.
 
         :param timeout: seconds for the handlers; None for no limit.
         :returns: False when the time ran out; a warning then counts the notifications left and
@@ -186,18 +184,19 @@ class Reactor:
 
     @calls_out
     def run(self, stop_timeout: float | None = 10.0) -> None:
-        """Run in the foreground until it is stopped.
+        """Start, and run in the foreground until it is stopped.  Blocks.
 
         SIGINT or SIGTERM stops it within *stop_timeout* seconds, a second one at once, and the log
         says so; the program's own signal handlers are put back.  Outside the main thread, which
         alone may handle OS signals, they are left alone.
 
+        :param stop_timeout: None for no limit.
         :raises Error: the reactor ended by itself, for this reason.
         """
         run(self._engine, self.start, self.stop, _seconds(stop_timeout))
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait until it has ended; from a handler it does not wait.
+        """Wait until it has ended.  Blocks, except in a handler, where it returns at once.
 
         :param timeout: seconds; None for no limit.
         :returns: False when the time ran out.
@@ -234,12 +233,14 @@ class Reactor:
         database: Database | None = None,
         **pairs: str | None,
     ) -> int:
-        """As :meth:`Database.notify`, on a connection beside the listening one.
+        """As :meth:`Database.notify`, on a connection beside the listening one.  Blocks until the
+        server has committed it.
 
-        Handlers registered before the call receive it.  In a handler that has a
-        transaction of its worker's session open, it belongs to that transaction.
+        Handlers registered before the call receive it.  In a handler that has a transaction of its
+        worker's session open, it belongs to that transaction.
 
         :param database: where to notify; needed when there are several.
+        :returns: the number of notifications issued.
         :raises ValueError: *database* is needed, or not one of ours.
         :raises ClosedError: the reactor is not running.
         """
@@ -254,18 +255,26 @@ class Reactor:
         """LISTEN to *channels* whether they have handlers or not (:attr:`any_channel` hears
         them); acknowledged when it returns, except by a database that is not connected now.
 
+        Blocks, for 10 seconds at most: then it logs a warning, and the reactor goes on trying.
+
         Before :meth:`start` it is remembered.
 
         :param database: None for all.
+        :raises ChannelNameError: before anything is changed.
+        :raises ValueError: *database* is not one of ours.
         """
         self._check_fork()
         names = [check_handled(channel) for channel in channels]
         self._engine.listen(self._targets(database), names)
 
     def unlisten(self, *channels: str, database: Database | None = None) -> None:
-        """Undo :meth:`listen` for *channels*; ``"*"`` undoes all of it.
+        """Undo :meth:`listen` for *channels*; ``"*"`` undoes all of it.  Blocks as it does.
 
         A channel that has handlers is still listened to.
+
+        :param database: None for all.
+        :raises ChannelNameError: before anything is changed.
+        :raises ValueError: *database* is not one of ours.
         """
         self._check_fork()
         names = check_unlisten(channels)

@@ -1,1 +1,1 @@
-"""One life of a reactor: its threads, from start to stop."""
+"""What stands behind a reactor: checked arguments, the reader thread, one life after another."""

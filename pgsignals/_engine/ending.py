@@ -17,7 +17,7 @@ SLICE = 1.0
 
 
 class Ending:
-    """What the threads of one life work for, and what others wait for.
+    """What the threads of one life work for, and what other threads wait for.
 
     A wait could wait for itself: in a handler, whose return the end needs, or by way of other
     reactors whose handlers wait for this end.  A thread of ours that waits says so first, then

@@ -32,7 +32,7 @@ def wait_for_answers(
     :param others: the server is to send first what we have notified.
     :param deadline: as in :meth:`Backlog.join`; giving back does not keep to it.
     :param is_overfull: whether there is no room for more notifications.
-    :param read: waits at most so many seconds, and queues what arrives.
+    :param read: waits for the given number of seconds at most, and queues what arrives.
     """
     for link in staying:
         link.guarded(link.give_back)  # an answer that fetches, too

@@ -110,7 +110,7 @@ class Life:
         self._claim = threading.Lock()  # held by the thread that carries the life to its end
 
         # The starting thread, before the reader begins; then the thread that has the claim.
-        self._borrowed: dict[Database, Session] = {}  # owned by others, who get them back
+        self._borrowed: dict[Database, Session] = {}  # given back to their owners at the end
         self._served: list[tuple[Database, _Service]] = []
 
         # The thread that has the claim writes them, before the end is reached.
