@@ -39,6 +39,7 @@ LEVELS: list[set[str]] = [
     {"_pure.phases"},
     {"_pure.statements"},
     {"_pure.lanes"},
+    {"_pure.order"},
     {"_runtime.fork", "_runtime.log", "_runtime.program", "_runtime.reentry", "_runtime.shared"},
     {"_wire.borrowed", "_wire.encodings", "_wire.farewell"},
     {"_wire.waker", "embedded._processes"},

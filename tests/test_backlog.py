@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import gc
 import logging
@@ -25,7 +26,7 @@ from pgsignals._dispatch.backlog import RUN, TURN, Backlog
 from pgsignals._dispatch.ordered import OrderedSignal
 from pgsignals._dispatch.workers import Workers
 from pgsignals._pure.burst import Burst
-from pgsignals._pure.lanes import Drops, Outcome, Policy, Segment
+from pgsignals._pure.lanes import Announcement, Drops, Outcome, Policy, Segment
 from pgsignals._pure.values import Notification
 from pgsignals._sources.counters import Counters
 from pgsignals.signals import Channels
@@ -868,6 +869,191 @@ def test_logging_that_fails_does_not_end_the_worker(caplog: pytest.LogCaptureFix
         assert line.run() == ["a1", "a2", "b1"]
     finally:
         logger.removeFilter(fail)
+
+
+# A crew that must not wait
+
+
+class Crew:
+    """Runs what there is when it is asked to, in the calling thread."""
+
+    def __init__(self, line: Line) -> None:
+        self.backlog = line.backlog
+        self.calls = 0
+        self.backlog.on_ready = self._on_ready
+        self._line = line
+
+    def _on_ready(self) -> None:
+        assert self.backlog.lock.acquire(blocking=False), "it is called with the lock held"
+        self.backlog.lock.release()
+        self.calls += 1
+
+    def is_at_the_end(self) -> bool:
+        return self.backlog.exhausted
+
+    def run(self) -> None:
+        """Run all there is."""
+        task = self.backlog.take_nowait()
+        while task is not None:
+            if isinstance(task, Announcement):
+                task.run()
+            else:
+                while (run := self.backlog.begin(*task, 8)) is not None:
+                    for notification in run:
+                        self._line._handle(self._line.source, notification)
+            task = self.backlog.done(task) or self.backlog.take_nowait()
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_crew_that_found_nothing_is_woken_once_per_hand_over(workers: int) -> None:
+    line = Line(workers=workers)
+    crew = Crew(line)
+    line.put("a1")
+    assert crew.calls == 0  # it has not looked yet, so it will find that
+
+    crew.run()
+    assert line.told == ["a1"]
+    assert crew.calls == 0
+
+    line.put("a2", "b1")
+    line.put("a3")
+    line.announce("lost")
+    assert crew.calls == 1
+
+    crew.run()
+    assert sorted(map(str, line.told)) == ["a1", "a2", "a3", "b1", "lost"]
+    line.announce("connected")
+    assert crew.calls == 2
+    crew.run()
+    assert line.told[-1] == "connected"
+
+
+def test_crew_is_woken_by_drops_that_the_source_reports() -> None:
+    line = Line()
+    crew = Crew(line)
+    crew.run()
+    drops = Drops(moment(5), moment(6))
+    drops.add(["a"], 7, moment(5), moment(6))
+    line.backlog.overflow(line.source, drops)
+    assert crew.calls == 1
+    crew.run()
+
+    assert line.told == [("gap", 7, "a")]
+
+
+def test_crew_learns_of_the_end() -> None:
+    line = Line()
+    crew = Crew(line)
+    line.put("a1")
+    crew.run()
+    assert not crew.is_at_the_end()
+
+    line.backlog.end()
+    assert crew.calls == 1
+    assert crew.is_at_the_end()
+    assert line.backlog.take_nowait() is None
+    assert line.backlog.take_nowait() is None
+    assert crew.calls == 1
+
+
+def test_end_is_there_for_threads_after_a_crew_has_seen_it() -> None:
+    line = Line()
+    line.backlog.end()
+    assert line.backlog.take_nowait() is None
+
+    assert Background(line.backlog.take).result() is None
+
+
+def test_crew_learns_of_the_end_when_another_finishes_the_last_task() -> None:
+    line = Line(workers=2)
+    crew = Crew(line)
+    line.put("a1")
+    task = line.backlog.take_nowait()
+    assert task is not None
+    crew.run()
+    line.backlog.end()
+    assert not crew.is_at_the_end()
+    assert crew.calls == 0
+
+    assert not isinstance(task, Announcement)
+    assert list(line.backlog.begin(*task, 1) or ()) == [Notification("a", "a1", 1)]
+    assert line.backlog.done(task) is None
+    assert crew.is_at_the_end()
+    assert crew.calls == 1
+
+
+def test_crew_learns_of_what_is_given_up_at_the_end() -> None:
+    line = Line()
+    crew = Crew(line)
+    crew.run()
+    line.put("a1")
+    line.backlog.end()
+    assert line.backlog.give_up() == 1
+
+    assert line.backlog.take_nowait() is None
+    assert crew.is_at_the_end()
+
+
+def test_crew_is_woken_before_the_reader_waits_for_it() -> None:
+    line = Line(limit=2, policy="block")
+    crew = Crew(line)
+    crew.run()
+    reader = Background(line.put, *texts("a", range(100)))
+    while reader.running:
+        wait_until(lambda: crew.calls or not reader.running)
+        crew.calls = 0
+        crew.run()
+    crew.run()
+
+    assert line.told == texts("a", range(100))
+
+
+def test_crew_that_cannot_be_woken_breaks_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """As the loop of an event loop that has been closed."""
+    line = Line()
+    crew = Crew(line)
+    crew.run()
+    loop = asyncio.new_event_loop()
+    loop.close()
+    line.backlog.on_ready = lambda: loop.call_soon_threadsafe(crew.run)  # type: ignore[assignment]
+    line.put("a1")
+    line.announce("lost")
+    line.put("a2")
+
+    assert len(caplog.records) == 1  # not one per put
+    assert caplog.records[0].exc_info is not None
+    assert line.run() == ["a1", "lost", "a2"]  # by threads, as it is all there
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_event_loop_runs_what_threads_put(parallel: bool) -> None:
+    line = Line(workers=2 if parallel else 1, limit=100_000)
+    crew = Crew(line)
+
+    async def run() -> None:
+        loop, woken = asyncio.get_running_loop(), asyncio.Event()
+        line.backlog.on_ready = lambda: loop.call_soon_threadsafe(woken.set)  # type: ignore[assignment]
+        crew.run()
+        putting = loop.run_in_executor(None, put)
+        while not line.backlog.exhausted:
+            await asyncio.wait_for(woken.wait(), PATIENCE)
+            woken.clear()
+            crew.run()
+        await putting
+
+    def put() -> None:
+        for number in range(0, 500, 2):
+            line.put(f"a{number}", f"b{number}", f"a{number + 1}")
+            line.announce(number)
+        line.backlog.end()
+
+    asyncio.run(run())
+
+    assert [one for one in line.told if str(one)[0] == "a"] == texts("a", range(500))
+    announced = [one for one in line.told if isinstance(one, int)]
+    assert announced == list(range(0, 500, 2))
+    for number in announced:
+        assert line.told.index(f"a{number + 1}") < line.told.index(number)
 
 
 # What is kept

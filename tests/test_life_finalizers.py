@@ -35,6 +35,7 @@ from pgsignals import (
 from pgsignals._dispatch import backlog as _backlog
 from pgsignals._dispatch import calls as _calls
 from pgsignals._engine import mailbox as _mailbox
+from pgsignals._pure import order as _order
 from pgsignals._sources import listen as _link
 from pgsignals._wire import session as _driver
 from pgsignals._wire import sessions as _control
@@ -44,8 +45,8 @@ from tests.support.waiting import AT_ONCE, Background, wait_until
 
 #: Where a call is made in the middle of our own code: a method, and whether it needs "block".
 PLACES: dict[str, tuple[type[Any], str]] = {
-    "the reader queues, with the backlog's lock": (_backlog.Backlog, "_append"),
-    "a worker begins, with the backlog's lock": (_backlog.Backlog, "_first_segment"),
+    "the reader queues, with the backlog's lock": (_order.Order, "_append"),
+    "a worker begins, with the backlog's lock": (_order.Order, "first_segment"),
     "a worker is done, with the backlog's lock": (_backlog.Backlog, "_one_is_done"),
     "the reader reads, with psycopg's lock": (_driver.Session, "_read"),
     "the reader looks at what is due": (_link.Link, "tick"),

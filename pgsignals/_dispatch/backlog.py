@@ -4,7 +4,11 @@ Notifications wait in lanes, and one worker at a time runs a lane, so that a lan
 With one worker there is one lane, which keeps the order over everything; with several there is
 one lane for each channel of each source.  An announcement (``lost``, ``connected``, ``gap``) is a
 barrier: it is queued in every lane it covers, runs once when all of them have reached it, and
-only then lets them go on.
+only then lets them go on.  This order is :class:`~pgsignals._pure.order.Order`'s; here are the lock
+around it, the limit with its policies, and the hand-over.
+
+A crew is what runs tasks.  Threads wait in :meth:`Backlog.take`.  An event loop, which must not,
+asks :meth:`Backlog.take_nowait` until there is nothing, and is woken by :attr:`Backlog.on_ready`.
 """
 
 from __future__ import annotations
@@ -17,21 +21,16 @@ from collections import deque
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 from datetime import datetime
 from itertools import chain, islice, takewhile
-from operator import itemgetter, length_hint
+from operator import length_hint
 from queue import Empty, SimpleQueue
 
 from pgsignals._pure.burst import Burst
-from pgsignals._pure.lanes import (
-    Announcement,
-    Arrival,
-    Drops,
-    Lane,
-    Policy,
-    Segment,
-    Source,
-    Task,
-)
+from pgsignals._pure.lanes import Announcement, Drops, Lane, Policy, Segment, Source, Task
+from pgsignals._pure.order import Order, Ready
 from pgsignals._pure.values import Notification
+from pgsignals._runtime.log import Log
+
+logger = Log("pgsignals.reactor")
 
 #: Notifications that a worker runs from one lane while other lanes are ready.
 TURN = 256
@@ -49,36 +48,38 @@ class Backlog:
     """
 
     def __init__(self, limit: int, policy: Policy, *, parallel: bool) -> None:
-        self.lock = threading.Lock()
-        self._queued = 0  # in lanes
-        self.keys: set[Hashable] | None = set() if policy == "coalesce" else None
-        self.reader_waits = False
-        self.on_wait: Callable[[], None] = lambda: None  # called when the reader has to wait
+        # Never replaced, but for the callbacks, which are set before anything is put.
+        self.on_wait: Callable[[], None] = lambda: None
+        """Called when the reader has to wait."""
+        self.on_ready: Callable[[], None] = lambda: None
+        """Called once when there is something for :meth:`take_nowait`, or :attr:`exhausted` has
+        become true, after it has found nothing; on any thread, with no lock of ours held.  It must
+        not block.  What it raises is logged, and nothing else comes of it."""
         self._limit = limit
         self._blocks = policy == "block"
-        self._released = False  # the reader, at the end; "block" still loses nothing
-        self._parallel = parallel
         self._run = 1 if policy == "coalesce" else RUN  # held notifications are no longer compared
+
+        self.lock = threading.Lock()  # guards the following
+        self.keys: set[Hashable] | None = set() if policy == "coalesce" else None
+        self._order = Order(parallel=parallel, ready=self._make_ready, report=self._report)
         self._busy: set[Lane] = set()
-        self._lanes: dict[tuple[Source | None, str | None], Lane] = {}
-        # What workers wait for; a Condition would take twice the time to wake one.
-        self._ready: SimpleQueue[Lane | Announcement | None] = SimpleQueue()
         self._undone = 0  # what is ready or runs
-        self._arrivals: deque[Segment | Arrival] = deque()
-        self._epochs: dict[Source | None, int] = {}  # announcements so far
-        self._announced: dict[Source | None, list[Announcement]] = {}  # not run yet, in order
-        # What a source has lost between two of its announcements, and what will report it.
-        self._drops: dict[tuple[Source, int], tuple[Drops, Announcement]] = {}
-        # What the reader waits for, space or the end of all work.  Not a Condition: to wake one, it
-        # must be locked, which a finalizer that interrupts our code cannot do.
-        self._wakes: SimpleQueue[None] = SimpleQueue()
         self._joining = False
         self._ending = False
+        self._starved = False  # take_nowait() has found nothing; nothing has been ready since
+
+        # Without it.  Not Conditions: one takes twice the time to wake a worker; and must be locked
+        # to wake the reader, which a finalizer that interrupts our code cannot do.
+        self.reader_waits = False
+        self._released = False  # the reader, at the end; "block" still loses nothing
+        self._ready: SimpleQueue[Ready | None] = SimpleQueue()  # what workers wait for
+        self._wakes: SimpleQueue[None] = SimpleQueue()  # the reader: space, or the end of all work
+        self._calls_due: list[None] = []  # of on_ready; who pops one makes it
 
     @property
     def waiting(self) -> int:
         """Notifications that have not begun."""
-        waiting = self._queued
+        waiting = self._order.queued
         for lane in tuple(self._busy):
             waiting += length_hint(lane.held)
         return waiting
@@ -104,17 +105,19 @@ class Backlog:
             if not burst:
                 return
             if not self._blocks:
-                self._queue(source, burst, since, received)
+                self._order.put(source, burst, since, received)
             else:
                 queued = 0
                 while queued < len(burst):
                     stop = queued + self._room()
-                    self._queue(source, burst.part(queued, stop), since, received)
+                    self._order.put(source, burst.part(queued, stop), since, received)
                     queued = stop
             excess = self.waiting - self._limit
             if excess > 0 and not self._blocks:
-                self._drop(min(excess, self._queued))
-            self._prune()
+                self._order.drop(min(excess, self._order.queued), self._forget_keys)
+            self._order.prune()
+        if self._calls_due:
+            self._call_on_ready()
 
     def _coalesced(self, source: Source, burst: Burst, keys: set[Hashable]) -> Burst:
         fresh = []
@@ -132,6 +135,8 @@ class Backlog:
             self.reader_waits = True
             self.lock.release()
             try:
+                if self._calls_due:
+                    self._call_on_ready()
                 self.on_wait()
                 self._wakes.get()
             finally:
@@ -139,84 +144,23 @@ class Backlog:
         self.reader_waits = False
         return sys.maxsize if self._released else self._limit - self.waiting
 
-    def _queue(self, source: Source, burst: Burst, since: datetime, received: datetime) -> None:
-        self._queued += len(burst)
-        epoch = self._epochs.get(source, 0)
-        if not self._parallel:
-            segment = Segment(source, None, burst, since, received, epoch)
-            self._arrivals.append(segment)
-            self._append(segment)
-            return
-        segments = [
-            Segment(source, channel, part, since, received, epoch)
-            for channel, part in burst.split().items()
-        ]
-        several = len(segments) > 1
-        self._arrivals.append(Arrival(segments, burst.channels) if several else segments[0])
-        for segment in segments:
-            self._append(segment)
-
-    def _append(self, segment: Segment) -> None:
-        lane = self._lane(segment.source, segment.channel)
-        lane.items.append(segment)
-        self._advance(lane)
-
     def overflow(self, source: Source, drops: Drops) -> None:
         """Report, in its place, what *source* had to drop before it could put the rest."""
         with self.lock:
-            epoch = self._epochs.get(source, 0)
-            told, announcement = self._drops_of(source, epoch, drops.since, drops.until)
-            told.add(drops.channels, drops.count, drops.since, drops.until)
-            source.dropped(drops.count)
-            for channel in drops.channels:
-                self._stand(announcement, self._lane(source, channel), None)
+            self._order.overflow(source, drops)
+        if self._calls_due:
+            self._call_on_ready()
 
-    def _drop(self, count: int) -> None:
-        while count:
-            if (oldest := self._arrivals[0].oldest()) is None:
-                self._arrivals.popleft()
-                continue
-            segment, given_up = oldest[0], min(count, oldest[1])
-            source, since, received = segment.source, segment.since, segment.received
-            drops, announcement = self._drops_of(source, segment.epoch, since, received)
-            dropped = segment.take(given_up)
-            drops.add(map(itemgetter(0), dropped), given_up, since, received)
-            self._forget_keys(source, dropped)
-            source.dropped(given_up)
-            self._queued -= given_up
-            count -= given_up
-            self._stand(announcement, self._lane(source, segment.channel), segment)
-
-    def _drops_of(
-        self, source: Source, epoch: int, since: datetime, until: datetime
-    ) -> tuple[Drops, Announcement]:
-        """What *source* has lost in *epoch* that is not reported yet, and what will report it."""
-        key = source, epoch
-        if key not in self._drops:
-
-            def tell() -> None:
-                with self.lock:
-                    drops, _ = self._drops.pop(key)
-                source.overflowed(drops)
-
-            drops = Drops(since, until)
-            announcement = Announcement(source, tell, drops.channels, epoch)
-            self._drops[key] = drops, announcement
-            self._announce(announcement)
-        return self._drops[key]
+    def _report(self, source: Source, epoch: int) -> None:
+        """On a worker."""
+        with self.lock:
+            drops = self._order.take_drops(source, epoch)
+        source.overflowed(drops)
 
     def _forget_keys(self, source: Source, notifications: Iterable[Notification]) -> None:
         if self.keys is not None:
             for channel, payload, _ in notifications:
                 self.keys.discard((source, channel, payload))
-
-    def _prune(self) -> None:
-        """Forget arrivals that have been taken; occasionally also those behind one that has not."""
-        arrivals = self._arrivals
-        while arrivals and not arrivals[0].waiting:
-            arrivals.popleft()
-        if len(arrivals) > 2 * self._queued + 64:
-            self._arrivals = deque(arrival for arrival in arrivals if arrival.waiting)
 
     # -- announcements ---------------------------------------------------------------------------
 
@@ -231,82 +175,15 @@ class Backlog:
         :param channels: those that wait for it; None for all of the source.
         """
         with self.lock:
-            epoch = self._epochs[source] = self._epochs.get(source, 0) + 1
-            announcement = Announcement(source, run, channels, epoch)
-            lanes = self._covered(announcement)
-            self._announce(announcement)  # to lanes that are made from now on
-            for lane in lanes:
-                lane.items.append(announcement)
-                announcement.lanes.append(lane)
-                self._advance(lane)
+            self._order.announce(source, run, channels)
+        if self._calls_due:
+            self._call_on_ready()
 
-    def _announce(self, announcement: Announcement) -> None:
-        """Remember it for lanes that are made from now on; drops are placed by epoch."""
-        announced = self._announced.setdefault(announcement.source, [])
-        place = sum(one.epoch <= announcement.epoch for one in announced)
-        announced.insert(place, announcement)
+    # -- handing over ----------------------------------------------------------------------------
 
-    def _covered(self, announcement: Announcement) -> list[Lane]:
-        # The source's own lane, of no channel, keeps its announcements in order.
-        self._lane(announcement.source, None)
-        if not self._parallel:
-            return list(self._lanes.values())
-        return [
-            lane
-            for lane in self._lanes.values()
-            if lane.source is announcement.source and announcement.covers(lane)
-        ]
-
-    def _stand(self, announcement: Announcement, lane: Lane, before: Segment | None) -> None:
-        """Put the report of drops into *lane*: before *before*, or at the end, unless it is
-        there already."""
-        if lane in announcement.lanes:
-            return
-        items = lane.items
-        items.insert(len(items) if before is None else items.index(before), announcement)
-        announcement.lanes.append(lane)
-        self._advance(lane)
-
-    # -- lanes -----------------------------------------------------------------------------------
-
-    def _lane(self, source: Source | None, channel: str | None) -> Lane:
-        key = (source, channel) if self._parallel else (None, None)
-        lane = self._lanes.get(key)
-        if lane is None:
-            lane = self._lanes[key] = Lane(*key)
-            for announcement in self._announced.get(source, ()):
-                if announcement.channels is None or channel in announcement.channels:
-                    lane.items.append(announcement)
-                    announcement.lanes.append(lane)
-            self._advance(lane)
-        return lane
-
-    def _advance(self, lane: Lane) -> None:
-        """Let a lane that no worker runs go on to its first item."""
-        if lane.busy or lane.queued or lane.at is not None:
-            return
-        items = lane.items
-        while items:
-            first = items[0]
-            if isinstance(first, Announcement):
-                lane.at = first
-                first.arrived += 1
-                self._queue_if_complete(first)
-                return
-            if first.waiting:
-                lane.queued = True
-                self._make_ready(lane)
-                return
-            items.popleft()
-
-    def _queue_if_complete(self, announcement: Announcement) -> None:
-        if announcement.arrived == len(announcement.lanes) and not announcement.queued:
-            announcement.queued = True
-            self._make_ready(announcement)
-
-    def _make_ready(self, what: Lane | Announcement) -> None:
+    def _make_ready(self, what: Ready) -> None:
         self._undone += 1
-        self._ready.put(what)
+        self._hand_over(what)
 
     def _one_is_done(self) -> None:
         self._undone -= 1
@@ -314,7 +191,25 @@ class Backlog:
             if self._joining:
                 self._wakes.put(None)
             if self._ending:
-                self._ready.put(None)
+                self._hand_over(None)
+
+    def _hand_over(self, what: Ready | None) -> None:
+        self._ready.put(what)
+        if self._starved:
+            self._starved = False
+            self._calls_due.append(None)
+
+    def _call_on_ready(self) -> None:
+        """To be called where something may have become ready, once the lock has been released: a
+        loop that is woken may be closed, and must not leave anything half done here."""
+        try:
+            self._calls_due.pop()
+        except IndexError:  # another thread was faster
+            return
+        try:
+            self.on_ready()
+        except Exception:
+            logger.critical("bug in pgsignals: what runs handlers was not woken", exc_info=True)
 
     # -- the workers' side -----------------------------------------------------------------------
 
@@ -330,30 +225,42 @@ class Backlog:
                 if (task := self._begin(first)) is not None:
                     return task
                 self._one_is_done()
+            if self._calls_due:
+                self._call_on_ready()
         self._ready.put(None)  # for the next worker
         return None
 
-    def _begin(self, first: Lane | Announcement) -> Task | None:
-        if isinstance(first, Announcement):
-            if first.arrived == len(first.lanes):
-                return first
-            first.queued = False  # another lane has joined it since
+    def take_nowait(self) -> Task | None:
+        """As :meth:`take`, for a crew that must not wait.
+
+        :returns: None when there is nothing now, or never again: see :attr:`exhausted`.
+            :attr:`on_ready` is called when that changes.
+        """
+        with self.lock:
+            with contextlib.suppress(Empty):
+                while (first := self._ready.get_nowait()) is not None:
+                    if (task := self._begin(first)) is not None:
+                        return task
+                    self._one_is_done()
+                self._ready.put(None)
+            self._starved = True
             return None
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether there will never be anything again; with :meth:`end`, after what was left."""
+        return self._ending and not self._undone
+
+    def _begin(self, first: Ready) -> Task | None:
+        if isinstance(first, Announcement):
+            return first if self._order.begin(first) else None
         first.queued = False
-        if (segment := self._first_segment(first)) is None:
-            self._advance(first)
+        if (segment := self._order.first_segment(first)) is None:
+            self._order.advance(first)
             return None
         first.busy = True
         self._busy.add(first)
         return first, segment
-
-    def _first_segment(self, lane: Lane) -> Segment | None:
-        items = lane.items
-        while items and isinstance(first := items[0], Segment):
-            if first.waiting:
-                return first
-            items.popleft()
-        return None
 
     def has_other_work(self) -> bool:
         """Whether another lane is ready; to be asked by a worker that has had its turn."""
@@ -377,7 +284,7 @@ class Backlog:
                     break
                 taken = item.take_run(channel, most - len(batch))
                 self._forget_keys(item.source, taken)
-                self._queued -= len(taken)
+                self._order.queued -= len(taken)
                 batch += taken
                 if item.waiting:
                     break
@@ -400,7 +307,7 @@ class Backlog:
                 return None
             share = self._limit // (8 * len(self._busy))  # little of what could be dropped
             run = segment.take(max(1, min(most, self._run, share)))
-            self._queued -= len(run)
+            self._order.queued -= len(run)
             self._forget_keys(segment.source, run)
             lane.taken = run
             held = lane.held = iter(run)
@@ -424,48 +331,22 @@ class Backlog:
         """
         with self.lock:
             if isinstance(task, Announcement):
-                self._finish(task)
+                self._order.finish(task)
             else:
                 lane, segment = task
                 lane.taken = []
                 if held := list(lane.held):  # the worker itself has failed
-                    self._put_back(lane, segment, held)
-                following = self._first_segment(lane)
+                    self._order.put_back(lane, segment, held)
+                following = self._order.first_segment(lane)
                 if following is not None and self._ready.empty():
                     return lane, following
                 lane.busy = False
                 self._busy.discard(lane)
-                self._advance(lane)
-                self._retire(lane)
+                self._order.release(lane)
             self._one_is_done()
-            return None
-
-    def _put_back(self, lane: Lane, segment: Segment, held: list[Notification]) -> None:
-        since, received = segment.since, segment.received
-        again = Segment(
-            segment.source, segment.channel, Burst(held), since, received, segment.epoch
-        )
-        lane.items.insert(lane.items.index(segment), again)
-        self._arrivals.appendleft(again)
-        self._queued += len(held)
-
-    def _finish(self, announcement: Announcement) -> None:
-        announced = self._announced.get(announcement.source, [])
-        with contextlib.suppress(ValueError):  # dropped meanwhile
-            announced.remove(announcement)
-        if not announced:
-            self._announced.pop(announcement.source, None)
-        for lane in announcement.lanes:
-            with contextlib.suppress(ValueError):
-                lane.items.remove(announcement)  # the first, or next to it
-            if lane.at is announcement:
-                lane.at = None
-            self._advance(lane)
-            self._retire(lane)
-
-    def _retire(self, lane: Lane) -> None:
-        if self._parallel and not (lane.items or lane.busy or lane.queued):
-            self._lanes.pop((lane.source, lane.channel), None)
+        if self._calls_due:
+            self._call_on_ready()
+        return None
 
     # -- the end ---------------------------------------------------------------------------------
 
@@ -479,7 +360,9 @@ class Backlog:
         with self.lock:
             self._ending = True
             if not self._undone:
-                self._ready.put(None)
+                self._hand_over(None)
+        if self._calls_due:
+            self._call_on_ready()
 
     def join(self, deadline: Callable[[], float | None]) -> bool:
         """Wait until everything has been run.  For the reader's thread.
@@ -513,19 +396,13 @@ class Backlog:
     def give_up(self) -> int:
         """Throw away what waits, and return how many notifications that were."""
         with self.lock:
-            left, self._queued = self._queued, 0
-            for lane in self._busy:
-                left += len(list(lane.held))  # its worker finds none left
-            for arrival in self._arrivals:
-                arrival.clear()
-            for lane in self._lanes.values():
-                lane.items.clear()
+            left = sum(len(list(lane.held)) for lane in self._busy)  # whose workers find none left
+            left += self._order.clear()
             with contextlib.suppress(Empty):
                 while self._ready.get_nowait() is not None:
                     self._one_is_done()
-            self._lanes.clear()
-            self._arrivals.clear()
-            self._announced.clear()
-            if self._ending and not self._undone:
-                self._ready.put(None)
-            return left
+            if self.exhausted:
+                self._hand_over(None)
+        if self._calls_due:
+            self._call_on_ready()
+        return left
