@@ -15,6 +15,7 @@ of the page go into the folder.
 
 from __future__ import annotations
 
+import ast
 import configparser
 import contextlib
 import doctest
@@ -58,6 +59,8 @@ PAGE = ("-m", "tests.test_docs")
 RUN = {"python", "sql"}
 LANGUAGES = {*RUN, "output", "sh", "html", "ini", "text", "yaml", "{eval-rst}"}
 RUNS = re.compile(r"(?<!asyncio)\.run\(")
+#: What a line of the log is shown with for what is filled in.
+HOLES = re.compile(r"…|<reason>|\b[NMS]\b|\b\d+\b")
 LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)|src=\"([^\"]+)\"")
 
 
@@ -416,6 +419,64 @@ def lines_of(picture: Path) -> list[str]:
     """The first words of the lines of a picture."""
     texts = [element.text or "" for element in ElementTree.parse(picture).iter(f"{SVG}text")]
     return [text.partition(":")[0] for text in texts if ":" in text]
+
+
+def explained_lines() -> dict[str, re.Pattern[str]]:
+    """The lines of the log that the page about production explains, as patterns."""
+    page = (DOCS / "operations.md").read_text("utf-8")
+    table = page.partition("## What the log says")[2].partition("\n## ")[0]
+    rows = [line.split(" | ")[1] for line in table.splitlines() if line.startswith("| `")]
+    lines = [line for row in rows for line in re.findall(r"`([^`]+)`", row)]
+    return {
+        line: re.compile(".*".join(map(re.escape, HOLES.split(line))))
+        for line in lines
+        if " " in line
+    }
+
+
+def log_templates() -> Iterator[str]:
+    """What the engine logs, with X for what is filled in."""
+    for path in sorted((ROOT / "pgsignals").rglob("*.py")):
+        if path.relative_to(ROOT / "pgsignals").parts[0] in ("cli", "demo", "embedded", "testing"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            match node:
+                case ast.Call(func=ast.Attribute(value=ast.Name(id="logger"))):
+                    texts = node.args
+                case ast.Assign(targets=[ast.Name(id="message")]):
+                    texts = [node.value]
+                case _:
+                    continue
+            for text in texts:
+                if isinstance(text, ast.Constant) and isinstance(text.value, str):
+                    template = re.sub(r"%(\.\d+)?[a-z]", "X", text.value).replace("%%", "%")
+                    if re.search("[a-z]{2}", template):
+                        yield template
+
+
+def test_every_line_of_the_log_is_explained() -> None:
+    patterns = explained_lines().values()
+    templates = set(log_templates())
+
+    assert len(templates) > 15
+    unexplained = [
+        template
+        for template in templates
+        if not any(pattern.fullmatch(template) for pattern in patterns)
+    ]
+    assert unexplained == []
+
+
+def test_every_line_that_is_explained_is_logged() -> None:
+    source = "".join(
+        node.value
+        for path in (ROOT / "pgsignals").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ).replace("%%", "%")
+    for line in explained_lines():
+        for part in re.split(rf"{HOLES.pattern}|: |; |[()]", line):
+            assert part.strip() in source, line
 
 
 def test_every_extra_and_error_is_documented() -> None:
