@@ -266,7 +266,7 @@ def test_what_exceeds_a_limit_is_seen_and_may_only_shrink(plant: Plant, kind: st
     assert len(grown(found(limit + 1), none)) == 1
     entry = none | {kind: {name: limit + 10}}
     assert grown(found(limit + 10), entry) == []
-    assert len(grown(found(2 * limit), entry)) == 1
+    assert len(grown(found(limit + 11), entry)) == 1
     assert loose(found(limit + 10), entry) == []
     assert len(loose(found(limit + 10), none | {kind: {name: 2 * limit}})) == 1
     assert len(loose(found(limit), entry)) == 1
