@@ -24,6 +24,7 @@ from itertools import chain, islice, takewhile
 from operator import length_hint
 from queue import Empty, SimpleQueue
 
+from pgsignals._dispatch.handover import HandOver
 from pgsignals._pure.burst import Burst
 from pgsignals._pure.lanes import Announcement, Drops, Lane, Policy, Segment, Source, Task
 from pgsignals._pure.order import Order, Ready
@@ -48,33 +49,25 @@ class Backlog:
     """
 
     def __init__(self, limit: int, policy: Policy, *, parallel: bool) -> None:
-        # Never replaced, but for the callbacks, which are set before anything is put.
+        # Never replaced; the callbacks are set before anything is put.
         self.on_wait: Callable[[], None] = lambda: None
         """Called when the reader has to wait."""
-        self.on_ready: Callable[[], None] = lambda: None
-        """Called once when there is something for :meth:`take_nowait`, or :attr:`exhausted` has
-        become true, after it has found nothing; on any thread, with no lock of ours held.  It must
-        not block.  What it raises is logged, and nothing else comes of it."""
         self._limit = limit
         self._blocks = policy == "block"
         self._run = 1 if policy == "coalesce" else RUN  # held notifications are no longer compared
 
         self.lock = threading.Lock()  # guards the following
         self.keys: set[Hashable] | None = set() if policy == "coalesce" else None
-        self._order = Order(parallel=parallel, ready=self._make_ready, report=self._report)
+        self._hand_over = HandOver()
+        self._order = Order(parallel=parallel, ready=self._hand_over.put, report=self._report)
         self._busy: set[Lane] = set()
-        self._undone = 0  # what is ready or runs
         self._joining = False
-        self._ending = False
-        self._starved = False  # take_nowait() has found nothing; nothing has been ready since
 
-        # Without it.  Not Conditions: one takes twice the time to wake a worker; and must be locked
-        # to wake the reader, which a finalizer that interrupts our code cannot do.
+        # Without it.  Not a Condition: to wake the reader it must be locked, which a finalizer that
+        # interrupts our code cannot do.
         self.reader_waits = False
         self._released = False  # the reader, at the end; "block" still loses nothing
-        self._ready: SimpleQueue[Ready | None] = SimpleQueue()  # what workers wait for
         self._wakes: SimpleQueue[None] = SimpleQueue()  # the reader: space, or the end of all work
-        self._calls_due: list[None] = []  # of on_ready; who pops one makes it
 
     @property
     def waiting(self) -> int:
@@ -116,8 +109,8 @@ class Backlog:
             if excess > 0 and not self._blocks:
                 self._order.drop(min(excess, self._order.queued), self._forget_keys)
             self._order.prune()
-        if self._calls_due:
-            self._call_on_ready()
+        if self._hand_over.wakes_due:
+            self._hand_over.wake()
 
     def _coalesced(self, source: Source, burst: Burst, keys: set[Hashable]) -> Burst:
         fresh = []
@@ -135,8 +128,8 @@ class Backlog:
             self.reader_waits = True
             self.lock.release()
             try:
-                if self._calls_due:
-                    self._call_on_ready()
+                if self._hand_over.wakes_due:
+                    self._hand_over.wake()
                 self.on_wait()
                 self._wakes.get()
             finally:
@@ -148,8 +141,8 @@ class Backlog:
         """Report, in its place, what *source* had to drop before it could put the rest."""
         with self.lock:
             self._order.overflow(source, drops)
-        if self._calls_due:
-            self._call_on_ready()
+        if self._hand_over.wakes_due:
+            self._hand_over.wake()
 
     def _report(self, source: Source, epoch: int) -> None:
         """On a worker."""
@@ -176,40 +169,8 @@ class Backlog:
         """
         with self.lock:
             self._order.announce(source, run, channels)
-        if self._calls_due:
-            self._call_on_ready()
-
-    # -- handing over ----------------------------------------------------------------------------
-
-    def _make_ready(self, what: Ready) -> None:
-        self._undone += 1
-        self._hand_over(what)
-
-    def _one_is_done(self) -> None:
-        self._undone -= 1
-        if not self._undone:
-            if self._joining:
-                self._wakes.put(None)
-            if self._ending:
-                self._hand_over(None)
-
-    def _hand_over(self, what: Ready | None) -> None:
-        self._ready.put(what)
-        if self._starved:
-            self._starved = False
-            self._calls_due.append(None)
-
-    def _call_on_ready(self) -> None:
-        """To be called where something may have become ready, once the lock has been released: a
-        loop that is woken may be closed, and must not leave anything half done here."""
-        try:
-            self._calls_due.pop()
-        except IndexError:  # another thread was faster
-            return
-        try:
-            self.on_ready()
-        except Exception:
-            logger.critical("bug in pgsignals: what runs handlers was not woken", exc_info=True)
+        if self._hand_over.wakes_due:
+            self._hand_over.wake()
 
     # -- the workers' side -----------------------------------------------------------------------
 
@@ -220,36 +181,51 @@ class Backlog:
 
         :returns: None when there will never be anything again.
         """
-        while (first := self._ready.get()) is not None:
+        while (first := self._hand_over.get()) is not None:
             with self.lock:
                 if (task := self._begin(first)) is not None:
                     return task
                 self._one_is_done()
-            if self._calls_due:
-                self._call_on_ready()
-        self._ready.put(None)  # for the next worker
+            if self._hand_over.wakes_due:
+                self._hand_over.wake()
         return None
 
     def take_nowait(self) -> Task | None:
         """As :meth:`take`, for a crew that must not wait.
 
-        :returns: None when there is nothing now, or never again: see :attr:`exhausted`.
-            :attr:`on_ready` is called when that changes.
+        :returns: None when there is nothing now, or never again: see :attr:`exhausted`.  When that
+            changes, :attr:`on_ready` is called.
         """
         with self.lock:
-            with contextlib.suppress(Empty):
-                while (first := self._ready.get_nowait()) is not None:
-                    if (task := self._begin(first)) is not None:
-                        return task
-                    self._one_is_done()
-                self._ready.put(None)
-            self._starved = True
+            while (first := self._hand_over.get_nowait()) is not None:
+                if (task := self._begin(first)) is not None:
+                    return task
+                self._one_is_done()
             return None
 
     @property
+    def on_ready(self) -> Callable[[], None]:
+        """Called once when there is something for :meth:`take_nowait`, or :attr:`exhausted` has
+        become true, after it has found nothing; on any thread, with no lock of ours held.
+
+        It must not block.  What it raises is logged, and nothing else comes of it.  Set it before
+        anything is put.
+        """
+        return self._hand_over.on_ready
+
+    @on_ready.setter
+    def on_ready(self, call: Callable[[], None]) -> None:
+        self._hand_over.on_ready = call
+
+    @property
     def exhausted(self) -> bool:
-        """Whether there will never be anything again; with :meth:`end`, after what was left."""
-        return self._ending and not self._undone
+        """Whether there will never be anything again, after :meth:`end`."""
+        return self._hand_over.exhausted
+
+    def _one_is_done(self) -> None:
+        self._hand_over.one_is_done()
+        if self._joining and not self._hand_over.undone:
+            self._wakes.put(None)
 
     def _begin(self, first: Ready) -> Task | None:
         if isinstance(first, Announcement):
@@ -264,7 +240,7 @@ class Backlog:
 
     def has_other_work(self) -> bool:
         """Whether another lane is ready; to be asked by a worker that has had its turn."""
-        return not self._ready.empty()
+        return not self._hand_over.queue.empty()
 
     def take_batch(
         self, lane: Lane, segment: Segment, first: Notification, most: int
@@ -338,14 +314,14 @@ class Backlog:
                 if held := list(lane.held):  # the worker itself has failed
                     self._order.put_back(lane, segment, held)
                 following = self._order.first_segment(lane)
-                if following is not None and self._ready.empty():
+                if following is not None and self._hand_over.queue.empty():
                     return lane, following
                 lane.busy = False
                 self._busy.discard(lane)
                 self._order.release(lane)
             self._one_is_done()
-        if self._calls_due:
-            self._call_on_ready()
+        if self._hand_over.wakes_due:
+            self._hand_over.wake()
         return None
 
     # -- the end ---------------------------------------------------------------------------------
@@ -358,11 +334,9 @@ class Backlog:
     def end(self) -> None:
         """No more will be put; :meth:`take` gives what is left and then None."""
         with self.lock:
-            self._ending = True
-            if not self._undone:
-                self._hand_over(None)
-        if self._calls_due:
-            self._call_on_ready()
+            self._hand_over.end()
+        if self._hand_over.wakes_due:
+            self._hand_over.wake()
 
     def join(self, deadline: Callable[[], float | None]) -> bool:
         """Wait until everything has been run.  For the reader's thread.
@@ -375,7 +349,7 @@ class Backlog:
             self._joining = True
         while True:
             with self.lock:
-                if not self._undone:
+                if not self._hand_over.undone:
                     return True
             by = deadline()
             left = None if by is None else by - time.monotonic()
@@ -398,11 +372,9 @@ class Backlog:
         with self.lock:
             left = sum(len(list(lane.held)) for lane in self._busy)  # whose workers find none left
             left += self._order.clear()
-            with contextlib.suppress(Empty):
-                while self._ready.get_nowait() is not None:
-                    self._one_is_done()
-            if self.exhausted:
-                self._hand_over(None)
-        if self._calls_due:
-            self._call_on_ready()
+            self._hand_over.clear()
+            if self._joining and not self._hand_over.undone:
+                self._wakes.put(None)
+        if self._hand_over.wakes_due:
+            self._hand_over.wake()
         return left
