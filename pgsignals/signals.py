@@ -13,14 +13,9 @@ from _weakref import _remove_dead_weakref  # type: ignore[attr-defined]
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, Protocol
 
+from pgsignals._dispatch.checks import check_signature, describe
 from pgsignals._dispatch.connected import Options, State
-from pgsignals._dispatch.handlers import (
-    REACTOR_SIGNALS,
-    check_signature,
-    describe,
-    typed,
-    typed_on,
-)
+from pgsignals._dispatch.handlers import REACTOR_SIGNALS, typed, typed_on
 from pgsignals._dispatch.ordered import (
     ANY,
     Call,
@@ -86,7 +81,7 @@ class Watcher(Protocol):
 
     @property
     def served(self) -> Collection[Database]:
-        """Its databases while it runs, and none else."""
+        """Its databases while it runs; otherwise none."""
 
     def check_handler(self, handler: Callable[..., Any], sender: Database | None) -> None:
         """Called before a handler is registered; raises if it could not be called."""
@@ -105,7 +100,7 @@ class Channels:
     """
 
     def __init__(self, everywhere: Channels | None = None) -> None:
-        self.arounds: tuple[Callable[..., Any], ...] = ()  # of the reactor whose own they are
+        self.arounds: tuple[Callable[..., Any], ...] = ()  # set on a reactor's own namespace
         shared = {} if everywhere is None else everywhere.of_reactor
         self.of_reactor: dict[str, ReactorSignal] = {
             name: ReactorSignal(name, shared.get(name)) for name in REACTOR_SIGNALS
@@ -158,7 +153,9 @@ class Channels:
     ) -> Callable[[F], F]:
         """See :func:`pgsignals.on_channel`."""
         if not names or callable(names[0]):
-            raise TypeError("on_channel needs the names of channels, such as @on_channel('orders')")
+            raise TypeError(
+                "on_channel() needs at least one channel name, such as @on_channel('orders')"
+            )
         if not (sender is None or sender is ANY or isinstance(sender, Database)):
             raise TypeError(f"sender must be a Database or None, not {type(sender).__name__}")
         signals = [self.channel(name) for name in names]
@@ -185,10 +182,12 @@ class Channels:
         """See :func:`pgsignals.on`."""
         known = ", ".join(REACTOR_SIGNALS)
         if not names or callable(names[0]):
-            raise TypeError(f"on needs the names of signals, such as @on('gap'); there are {known}")
+            raise TypeError(
+                f"on() needs at least one signal name, such as @on('gap'); the signals are {known}"
+            )
         for name in names:
             if name not in REACTOR_SIGNALS:
-                raise ValueError(f"a reactor has no signal {name!r}; there are {known}")
+                raise ValueError(f"a Reactor has no signal {name!r}; its signals are {known}")
 
         def register(handler: F) -> F:
             for name in names:
@@ -364,8 +363,8 @@ def on_channel(
     :raises ChannelNameError: a name that PostgreSQL would not take unchanged, or the channel of
         the probes.
     :raises TypeError: no names; a handler that cannot be called in this way, or is a coroutine
-        function while a :class:`Reactor` runs; a *decode* that cannot work; a *sender* that is no
-        Database.
+        function while a :class:`Reactor` runs; a *decode* that cannot work; a *sender* that is
+        not a Database.
     """
     return default.on_channel(*names, sender=sender, decode=decode, batch=batch, weak=weak)
 

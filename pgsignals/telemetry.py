@@ -28,7 +28,7 @@ from opentelemetry import metrics, trace
 from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation
 from opentelemetry.trace import SpanKind, StatusCode, Tracer, TracerProvider
 
-from pgsignals._dispatch.handlers import describe, refuse_result
+from pgsignals._dispatch.checks import describe, refuse_result
 from pgsignals._pure.metrics import DATABASE, REACTOR, SECONDS
 from pgsignals._pure.values import Notification
 from pgsignals._sources.reports import DatabaseStatus, Status

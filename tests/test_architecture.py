@@ -55,7 +55,7 @@ LEVELS: list[set[str]] = [
     {"manager"},
     {"database"},
     {"_sources.counters", "_sources.reports"},
-    {"_dispatch.handlers", "_dispatch.handover"},
+    {"_dispatch.checks", "_dispatch.handlers", "_dispatch.handover"},
     {"_dispatch.backlog"},
     {"_dispatch.connected"},
     {"_dispatch.ordered"},

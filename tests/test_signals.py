@@ -945,10 +945,10 @@ def test_on_returns_the_function_unchanged_and_holds_it(channels: Channels) -> N
 
 
 def test_on_without_names_is_a_type_error(channels: Channels) -> None:
-    with pytest.raises(TypeError, match="names of signals"):
+    with pytest.raises(TypeError, match="at least one signal name"):
         channels.on()
     decorator: Callable[..., object] = channels.on
-    with pytest.raises(TypeError, match="names of signals"):
+    with pytest.raises(TypeError, match="at least one signal name"):
         decorator(print)
 
 

@@ -25,7 +25,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from pgsignals import Database, Notification, Reactor
 from pgsignals import channel as channel_signal
-from pgsignals._dispatch.handlers import describe
+from pgsignals._dispatch.checks import describe
 from pgsignals.embedded import Postgres
 from pgsignals.telemetry import instrument, uninstrument
 from tests.support.waiting import wait_until
@@ -457,7 +457,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from pgsignals import Reactor
-from pgsignals._dispatch.handlers import describe
+from pgsignals._dispatch.checks import describe
 from pgsignals.telemetry import instrument
 
 first, second = (Reactor(f"host=localhost port=5432 dbname={name}") for name in ("a", "b"))

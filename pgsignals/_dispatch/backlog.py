@@ -43,9 +43,9 @@ RUN = 64
 class Backlog:
     """See the module.
 
-    :param limit: how many notifications may wait, over all sources.
-    :param policy: what happens to one more.
-    :param parallel: lanes for channels, instead of one for everything.
+    :param limit: how many notifications may wait, across all sources.
+    :param policy: what happens when one more arrives.
+    :param parallel: a lane for each channel of a source, instead of one for everything.
     """
 
     def __init__(self, limit: int, policy: Policy, *, parallel: bool) -> None:
@@ -90,7 +90,7 @@ class Backlog:
         Blocks only under the policy "block", until there is space or
         :meth:`release_reader` is called.
 
-        :param since: everything that was committed before this had been delivered before.
+        :param since: everything committed before this had been delivered already.
         """
         with self.lock:
             if self.keys is not None:
@@ -145,7 +145,7 @@ class Backlog:
             self._hand_over.wake()
 
     def _report(self, source: Source, epoch: int) -> None:
-        """On a worker."""
+        """Have *source* report what it has lost; on a worker."""
         with self.lock:
             drops = self._order.take_drops(source, epoch)
         source.overflowed(drops)
@@ -175,9 +175,7 @@ class Backlog:
     # -- the workers' side -----------------------------------------------------------------------
 
     def take(self) -> Task | None:
-        """Something to run, for the calling worker alone, until :meth:`done`.
-
-        Blocks while there is nothing.
+        """Wait for something to run.  It is the calling worker's alone until :meth:`done`.
 
         :returns: None when there will never be anything again.
         """
@@ -219,7 +217,7 @@ class Backlog:
 
     @property
     def exhausted(self) -> bool:
-        """Whether there will never be anything again, after :meth:`end`."""
+        """True once :meth:`end` has been called and everything has been run."""
         return self._hand_over.exhausted
 
     def _one_is_done(self) -> None:
@@ -301,7 +299,7 @@ class Backlog:
             self._wakes.put(None)
 
     def done(self, task: Task) -> Task | None:
-        """What :meth:`take` gave has been run, and its source knows what became of it.
+        """What :meth:`take` gave has been run, and its source has been told what became of it.
 
         :returns: what the same worker should go on with: the rest of its lane, unless others wait.
         """
@@ -339,7 +337,7 @@ class Backlog:
             self._hand_over.wake()
 
     def join(self, deadline: Callable[[], float | None]) -> bool:
-        """Wait until everything has been run.  For the reader's thread.
+        """Wait until everything has been run.  Called by the reader's thread.
 
         :param deadline: gives a time of ``time.monotonic()``, or None for no limit; asked again
             after :meth:`hurry`.
@@ -368,7 +366,7 @@ class Backlog:
             deque(lane.held, maxlen=0)
 
     def give_up(self) -> int:
-        """Throw away what waits, and return how many notifications that were."""
+        """Throw away what waits, and return how many notifications that was."""
         with self.lock:
             left = sum(len(list(lane.held)) for lane in self._busy)  # whose workers find none left
             left += self._order.clear()

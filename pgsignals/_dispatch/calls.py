@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Generator, Sequence
 from datetime import UTC
 from typing import Any, Protocol, TypeAlias, TypeVar
 
-from pgsignals._dispatch.handlers import describe
+from pgsignals._dispatch.checks import describe
 from pgsignals._dispatch.ordered import (
     Call,
     OrderedSignal,

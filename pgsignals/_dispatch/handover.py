@@ -85,7 +85,7 @@ class HandOver:
         try:
             self.on_ready()
         except Exception:
-            logger.critical("bug in pgsignals: what runs handlers was not woken", exc_info=True)
+            logger.critical("bug in pgsignals: the event loop could not be woken", exc_info=True)
 
     def clear(self) -> None:
         """Forget what is ready; what runs stays undone."""

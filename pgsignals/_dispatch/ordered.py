@@ -159,7 +159,7 @@ class OrderedSignal(blinker.Signal):
         changes.note()
 
     def _has_first(self) -> None:
-        """Some sender has a receiver now, and had none before."""
+        """The first receiver of some sender has been connected."""
 
     # Weak references call these, in any thread and at any point.
 
@@ -255,7 +255,7 @@ def connect(
 
 
 def calls_for(signal: OrderedSignal, sender: Any) -> list[Call]:
-    """What a send by *sender* calls now, resolved once and good until the next change."""
+    """What a send by *sender* calls now, resolved once and valid until the next change."""
     before = signal._before
     calls = [] if before is None else calls_for(before, sender)
     if not signal.is_muted:
@@ -295,7 +295,7 @@ class ReactorSignal(OrderedSignal):
 
 
 class _Within:
-    """A handler in what it is wrapped in, by the handler's name."""
+    """A wrapped handler, under the handler's own name."""
 
     def __init__(self, around: Callable[..., Any], handler: Callable[..., Any]) -> None:
         self.__module__ = getattr(handler, "__module__", "")
@@ -340,7 +340,7 @@ class Call:
         return receiver
 
     def wrap(self, around: Callable[..., Any]) -> None:
-        """Have *around* called in place of the receiver, and of what it was wrapped in before: see
+        """Call *around* in place of the receiver and of what wraps it already: see
         :meth:`Reactor.wrap_handlers`."""
         self._arounds += (around,)
         self.strong = None  # that is called as it is
@@ -355,5 +355,5 @@ class Call:
         return functools.partial(outermost, handler)
 
     def still_calls(self, sender: Any) -> bool:
-        """Whether it would be made again for *sender*, after a change."""
+        """Whether *sender* would still call it, after a change."""
         return state_of(self.signal).calls(self.receiver_id, make_id(sender))

@@ -18,7 +18,7 @@ from pgsignals._dispatch.calls import (
     Steps,
     Watch,
 )
-from pgsignals._dispatch.handlers import describe, refuse_result
+from pgsignals._dispatch.checks import describe, refuse_result
 from pgsignals._dispatch.ordered import OrderedSignal, changes
 from pgsignals._pure.lanes import Announcement, Lane, Outcome, Segment, Source
 from pgsignals._pure.values import Notification
@@ -40,7 +40,7 @@ SLOW = 10.0
 
 
 class Workers:
-    """Runs what the backlog gives.
+    """Runs what the backlog hands over.
 
     :param namespaces: where handlers are registered, in the order in which they are called.
     :param any_channel: receives every notification, after the channel's handlers.
@@ -91,18 +91,17 @@ class Workers:
 
     @property
     def stuck(self) -> list[str]:
-        """The handlers that run right now."""
+        """The handlers that are running right now."""
         handlers = (worker.caller.watch.handler for worker in self.threads)
         return [describe(handler) for handler in handlers if handler is not None]
 
     def warn_of_slow(self) -> None:
-        """Name the handlers that have been running for long."""
+        """Log the handlers that have been running for long."""
         now = time.monotonic()
         for worker in self.threads:
             if (seconds := worker.caller.watch.slow_for(now, SLOW)) is not None:
                 logger.warning(
-                    "handler %s has been running for %.0f s, and holds up later notifications "
-                    "on %s",
+                    "handler %s has been running for %.0f s and is blocking worker %s",
                     describe(worker.caller.watch.handler),
                     seconds,
                     worker.name,
@@ -230,19 +229,18 @@ class Workers:
             source.settle(batch)
 
     def _see_fork(self, seconds: float) -> bool:
-        """Whether what took so long has forked, and this is the child; to be asked before the
-        backlog is, whose lock the parent's threads may have had.  The process id is a system call,
-        and no fork is done in an instant."""
+        """Whether what took *seconds* has forked and this is the child.  Ask before touching the
+        backlog, whose lock a thread of the parent may have held.  To look up the process id is a
+        system call, and no fork is done in an instant."""
         fork_guard = self._fork_guard
         if fork_guard.known_in_child or (seconds >= INSTANT and fork_guard.in_child):
             self._forked = True
         return self._forked
 
     def _leave_child(self) -> None:
-        """The thread of a child that a handler has forked, and that has come back from it: a copy
-        of a worker, whose work, session and locks are the parent's.  It is the child's only
-        thread, so the child ends with it."""
-        if self._fork_guard.known_in_child:  # else a lock of logging may be held for ever
+        """End a child that a handler has forked and then returned in.  Its only thread is a copy of
+        a worker, whose work, session and locks are the parent's; the child ends with it."""
+        if self._fork_guard.known_in_child:  # else a lock of logging may never be released
             logger.warning(
                 "a child process forked by a handler has returned from the handler, and ends; "
                 "end it with os._exit(), or use multiprocessing"
@@ -252,7 +250,7 @@ class Workers:
 def _settle(
     source: Source, taken: list[Notification], start: int, stop: int, outcome: Outcome = None
 ) -> None:
-    """Tell *source* what became of a part of what was taken from it."""
+    """Tell *source* what became of some of what was taken from it."""
     if start < stop:
         source.settle(taken if stop - start == len(taken) else taken[start:stop], outcome)
 
@@ -305,7 +303,7 @@ class Caller:
         part: Notification | list[Notification],
         error: BaseException,
     ) -> None:
-        """Report that the only handler of a route has failed."""
+        """Report a failure of a route's only handler."""
         if self.sessions:  # before receivers use the same session
             self.end_transactions()
         self.make(self.calls.failed(source, route.calls[0], handler, part, error))
@@ -348,13 +346,13 @@ class Worker(threading.Thread):
 
 
 def current_worker(workers: Workers) -> Worker | None:
-    """The calling thread, if it is one of *workers*."""
+    """The calling thread if it is one of *workers*, else None."""
     worker: Worker | None = getattr(_current, "worker", None)
     return worker if worker is not None and worker.serves(workers) else None
 
 
 def work_for(home: object) -> None:
-    """The calling thread is one of those that *home* consists of, from now on."""
+    """Make the calling thread one of those that *home* consists of."""
     _current.home = home
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from pgsignals._dispatch.calls import Around
-from pgsignals._dispatch.handlers import refuse_coroutine_function
+from pgsignals._dispatch.checks import refuse_coroutine_function
 from pgsignals._engine.config import Config
 from pgsignals._engine.interest import Interest
 from pgsignals._engine.life import Life

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
-from pgsignals._dispatch.handlers import refuse_coroutine_function
+from pgsignals._dispatch.checks import refuse_coroutine_function
 from pgsignals._pure.names import ALL
 from pgsignals.database import Database
 from pgsignals.signals import Channels

@@ -20,54 +20,57 @@ from pgsignals._pure.values import Notification
 
 Policy: TypeAlias = Literal["drop_oldest", "coalesce", "block"]
 
-#: What became of a call, or of all calls for a notification: None, they have been made; or what
-#: one of them raised.
+#: What became of a call, or of all calls for a notification: None if they were made, else the
+#: exception that one of them raised.
 Outcome: TypeAlias = BaseException | None
 
 
 class Source(Protocol):
-    """Where notifications come from, and who is told what became of them."""
+    """Where notifications come from; it learns what became of them."""
 
     @property
     def database(self) -> Any:
-        """What handlers are given first."""
+        """What its handlers are given as their first argument."""
 
     @property
     def around(self) -> Callable[..., object] | None:
-        """What calls this source's handlers in place of the worker; None to call them as they are,
-        which is the fastest.
+        """Called in place of each of its handlers; None to call them directly, the fastest way.
 
         It is called as ``around(handler, database, **given)`` on the worker, inside everything that
-        :meth:`Reactor.wrap_handlers` has added, once for each call, and what it raises is the
-        call's failure.  ``database.transaction()`` in it is the handler's own transaction: so it
-        can begin one, call the handler, acknowledge what was *given*, and commit; or return without
-        calling a handler whose turn has passed.  It is looked up when handlers are, so it must not
-        change during a life.
+        :meth:`Reactor.wrap_handlers` has added.  It calls ``handler(database, **given)`` and
+        returns what that returns; what it raises is the failure of the call.  The transaction that
+        ``database.transaction()`` opens is the one the handler's own statements belong to: so it
+        can open one, call the handler, acknowledge what was *given*, and commit.  It can also
+        return without calling a handler whose turn has passed.
+
+        Mark it with :func:`~pgsignals._runtime.reentry.calls_out`.  Routes keep it, so it must not
+        change while a reactor runs.
         """
 
     def settle(self, notifications: Sequence[Notification], outcome: Outcome = None) -> None:
-        """Take note of what became of *notifications*, in the order of their lane; on the worker,
-        with no lock of ours held.
+        """Learn what became of *notifications*, in the order of their lane.  Called on the worker,
+        with none of our locks held.
 
-        With None: all calls for them have been made.  They come by the run, also if there was no
-        handler, and never in a forked child.
+        With None, all calls for them have returned or have been reported as failures.  They come
+        a run at a time, whether there was a handler or not, and never in a forked child.
 
-        With an exception: a call that was given them has raised it, or its decode has refused them.
-        This comes at once, before ``handler_failed`` and before the next call begins; they come
-        again, with None, when their other calls have been made, unless it was the worker itself
-        that failed.  Without notifications: a receiver of one of the reactor's signals has raised.
+        With an exception, a call that was given them raised it, or its decode refused them.  This
+        comes at once: before ``handler_failed`` is sent, and before the next call.  The same ones
+        come again, with None, when their other calls have returned, unless the worker itself has
+        failed.  No notifications: a receiver of one of the reactor's signals raised.
 
-        What comes neither here nor by way of :meth:`dropped` has been given up by a stop.
+        What is neither settled nor :meth:`dropped` has been given up by a stop that ran out of
+        time.
 
-        :param notifications: must not be changed.
+        :param notifications: not to be modified.
         """
 
     def dropped(self, count: int) -> None:
-        """The backlog is full, and has dropped *count* of the oldest; on the thread that puts, with
-        the backlog's lock held: so only count them.  :meth:`overflowed` follows."""
+        """Count *count* of the oldest, dropped as the backlog is full.  Called by the thread that
+        puts, with the backlog's lock held, so it must not do more.  :meth:`overflowed` follows."""
 
     def overflowed(self, drops: Drops) -> None:
-        """Report *drops*; on a worker, in their place in the order."""
+        """Report *drops*.  Called on a worker, at their place in the order."""
 
 
 @dataclass(eq=False)
@@ -101,7 +104,7 @@ class Hold:
         self._keys: set[tuple[str, str]] | None = set() if policy == "coalesce" else None
         self._burst = Burst()
         self._drops: Drops | None = None
-        self.received = 0  # all that was put, since the last take()
+        self.received = 0  # everything put since the last take()
 
     def __len__(self) -> int:
         return len(self._burst)
@@ -128,7 +131,7 @@ class Hold:
         self._drops.add(dropped.channels, excess, since, received)
 
     def take(self, since: datetime, received: datetime) -> tuple[Burst, Drops | None]:
-        """What is kept, and what had to be dropped, if anything; both are gone then."""
+        """Return what is kept and what had to be dropped, if anything, and forget both."""
         if len(self._burst) > self._limit:
             self._drop_oldest(since, received)
         burst, drops = self._burst, self._drops
@@ -171,7 +174,7 @@ class Segment:
         return self._size - self.begun
 
     def take(self, most: int) -> list[Notification]:
-        """The next ones, at most *most*."""
+        """Take the next ones, at most *most*."""
         if not self.begun:
             self._rest = iter(self._rest)
         taken = list(islice(self._rest, most))
@@ -181,7 +184,7 @@ class Segment:
         return taken
 
     def take_run(self, channel: str, most: int) -> list[Notification]:
-        """The next ones as long as they are of *channel*, at most *most*."""
+        """Take the next ones while they are of *channel*, at most *most*."""
         channels = self._channels
         if channels is None:  # a lane of one channel
             return self.take(most) if channel == self.channel else []
@@ -251,7 +254,7 @@ class Announcement:
         self.source = source
         self.run = run
         self.channels = channels
-        self.epoch = epoch  # what the source has received before it has a lower one
+        self.epoch = epoch  # lower for what its source had received before
         self.lanes: list[Lane] = []
         self.arrived = 0
         self.queued = False
@@ -261,7 +264,7 @@ class Announcement:
 
 
 class Lane:
-    """Segments and announcements in order; one worker at a time."""
+    """Segments and announcements in order, for one worker at a time."""
 
     __slots__ = ("at", "busy", "channel", "held", "items", "queued", "source", "taken")
 
@@ -269,15 +272,15 @@ class Lane:
         self.source = source
         self.channel = channel
         self.items: deque[Segment | Announcement] = deque()
-        self.taken: list[Notification] = []  # by its worker, at once
-        self.held: Iterator[Notification] = iter(())  # those of them that have not begun
+        self.taken: list[Notification] = []  # what its worker has taken at once
+        self.held: Iterator[Notification] = iter(())  # those of them that it has not begun
         self.busy = False
         self.queued = False
         self.at: Announcement | None = None  # the one it has reached and waits for
 
     def is_next_of(self, channel: str | None) -> bool:
-        """Whether *channel* may go on with what follows the one that its worker has just begun;
-        for that worker."""
+        """Whether what follows the notification that its worker has just begun may be of *channel*,
+        too; asked by that worker."""
         held = length_hint(self.held)
         return not held or self.taken[-held][0] == channel
 

@@ -31,7 +31,7 @@ Ready: TypeAlias = Lane | Announcement
 class Order:
     """See the module.  Guarded by the backlog's lock.
 
-    :param parallel: lanes for channels, instead of one for everything.
+    :param parallel: a lane for each channel of a source, instead of one for everything.
     :param ready: called with what may run now, once; it stays where it is until then.
     :param report: called on a worker, without the lock, when drops are to be reported.
     """
@@ -100,7 +100,7 @@ class Order:
     # -- dropping --------------------------------------------------------------------------------
 
     def drop(self, count: int, forget: Callable[[Source, list[Notification]], None]) -> None:
-        """Drop the oldest *count*, of as many as are queued; *forget* is called with them."""
+        """Drop the oldest *count* of what is queued; *forget* is called with them."""
         while count:
             if (oldest := self._arrivals[0].oldest()) is None:
                 self._arrivals.popleft()
@@ -119,8 +119,8 @@ class Order:
     def overflow(self, source: Source, drops: Drops) -> None:
         """See :meth:`Backlog.overflow`."""
         epoch = self._epochs.get(source, 0)
-        told, announcement = self._drops_of(source, epoch, drops.since, drops.until)
-        told.add(drops.channels, drops.count, drops.since, drops.until)
+        lost, announcement = self._drops_of(source, epoch, drops.since, drops.until)
+        lost.add(drops.channels, drops.count, drops.since, drops.until)
         source.dropped(drops.count)
         for channel in drops.channels:
             self._stand(announcement, self._lane(source, channel), None)

@@ -22,7 +22,7 @@ class Counters:
         self.dropped = 0
         self.reconnects = 0
         self.last_received: float | None = None  # as time.time()
-        self._drops_logged = 0  # so many, and when
+        self._drops_logged = 0  # what the last line said, and when
         self._drops_logged_at = float("-inf")
 
         self._lock = threading.Lock()  # guards the following; held for one addition alone

@@ -30,7 +30,7 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from pgsignals._dispatch.handlers import describe, refuse_result
+from pgsignals._dispatch.checks import describe, refuse_result
 from pgsignals._pure.metrics import DATABASE, REACTOR, SECONDS
 from pgsignals._pure.values import Notification
 from pgsignals._sources.reports import DatabaseStatus

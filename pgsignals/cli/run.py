@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
 
-from pgsignals._dispatch.handlers import describe
+from pgsignals._dispatch.checks import describe
 from pgsignals._dispatch.ordered import OrderedSignal, calls_for
 from pgsignals._pure.backoff import Backoff
 from pgsignals._wire.opening import needs_care

@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from pgsignals._dispatch.handlers import describe
+from pgsignals._dispatch.checks import describe
 from pgsignals._pure.values import Notification
 from pgsignals.database import Database
 from pgsignals.reactor import Reactor
