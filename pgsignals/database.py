@@ -16,7 +16,7 @@ from pgsignals._wire.access import Access, Cursor, Params, Transaction
 from pgsignals._wire.custody import Custody, Host
 from pgsignals._wire.opening import check_connection
 from pgsignals._wire.session import Connection, Session
-from pgsignals.errors import ConnectionLostError, ConnectionStateError
+from pgsignals.errors import ConnectionStateError
 from pgsignals.manager import NotificationManager, check_timeout
 
 T = TypeVar("T")
@@ -130,15 +130,6 @@ class Database:
             if self.closed:
                 self._adopt(self._access.open())
         return self
-
-    def _clear_search_path(self) -> None:
-        """Empty it for a session on which no statements of users run; no effect behind a pooler.
-        Blocks for a round trip.
-
-        :raises ConnectionLostError: the session has ended.
-        """
-        session = self._custody.open_session("clear_search_path()")
-        self._statement(session, session.clear_search_path)
 
     def _adopt(self, session: Session) -> None:
         self._listening = set()
@@ -265,20 +256,15 @@ class Database:
         if (host := self._serving()) is not None:
             return host.notify(items)
         session = self._custody.open_session("notify()")
-        return self._statement(session, lambda: session.notify(items))
+        return self._statement(session, lambda session: session.notify(items))
 
     def _query(self, session: Session, sql: str) -> list[tuple[Any, ...]]:
-        return self._statement(session, lambda: session.query(sql))
+        return self._statement(session, lambda session: session.query(sql))
 
-    def _statement(self, session: Session, run: Callable[[], T]) -> T:
+    def _statement(self, session: Session, statement: Callable[[Session], T]) -> T:
         if session.in_use:
             self._refuse_midway("a statement")
-        try:
-            return run()
-        except ConnectionLostError:
-            self._custody.note_end(session)
-            self._custody.tell_watchers()  # libpq has closed the socket: no selector will see it
-            raise
+        return self._custody.run(session, statement)
 
     # -- arrivals --------------------------------------------------------------------------------
 

@@ -130,8 +130,7 @@ FRIENDS: dict[str, set[str]] = {
     "_access": {"_dispatch", "_engine", "_sources", "cli", "testing"},  # sessions beside a Database
     "_actions": {"cli.completion"},
     "_choices_actions": {"cli.completion"},
-    "_clear_search_path": {"cli", "testing"},
-    "_custody": {"_engine", "_sources"},  # a Database that is lent to a reactor
+    "_custody": {"_engine", "_sources", "cli", "testing"},  # the session of a Database
     "_engine": {"cli", "telemetry", "testing"},  # what runs behind a Reactor
     "_getframe": {"_runtime.reentry", "_wire.opening"},
     "_watcher_of": {"database"},

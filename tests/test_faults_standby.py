@@ -184,7 +184,7 @@ def test_proxy_that_leads_to_a_standby_for_a_while_is_not_given_up(
 ) -> None:
     """It may say that it is a primary, and refuse to LISTEN (25006) where it sends us."""
     blind = "SELECT pg_catalog.pg_backend_pid(), false"
-    monkeypatch.setattr(setup, "WHO", blind)
+    monkeypatch.setattr(setup, "IDENTIFY", blind)
     monkeypatch.setattr(probing, "PARTS", ())
     leads_to = [server]
 

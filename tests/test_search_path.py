@@ -324,7 +324,7 @@ def test_reactor_runs_no_stranger(
             wait_until(lambda: count_of_round_trips(planted) >= probes + 2)
     statements = planted.statements
     assert statements >= {_statements.ROUND_TRIP, _statements.QUEUE_HOLDERS, _statements.CANARY}
-    assert statements >= {_statements.LISTENING, _statements.WHO}
+    assert statements >= {_statements.LISTENING, _statements.IDENTIFY}
 
 
 def count_of_round_trips(planted: Planted) -> int:
@@ -394,7 +394,7 @@ def test_sessions_of_a_reactor_have_none(planted: Planted) -> None:
 
 def test_search_path_is_emptied(connect: Connect) -> None:
     database = connect()
-    database._clear_search_path()
+    database._custody.clear_search_path()
 
     assert path_of(database) == ""
 

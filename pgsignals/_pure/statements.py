@@ -50,7 +50,7 @@ def notify(items: Iterable[tuple[str, str]]) -> tuple[str, tuple[list[str], list
 #: Sends a canary: a command, which needs no privilege and which no function can replace.
 CANARY = f"NOTIFY {quote(PROBE_CHANNEL)}"
 
-WHO = "SELECT pg_catalog.pg_backend_pid(), pg_catalog.pg_is_in_recovery()"
+IDENTIFY = "SELECT pg_catalog.pg_backend_pid(), pg_catalog.pg_is_in_recovery()"
 
 # The server drops us when we are gone, so that a ghost of ours never holds its queue; and an idle
 # listener does not count as an idle session.  Over a Unix socket the first four have no effect.

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from pgsignals._pure.statements import LISTENING, WHO, guard
+from pgsignals._pure.statements import IDENTIFY, LISTENING, guard
 from pgsignals._sources.asking import Asker, is_standby
 from pgsignals._sources.probing import CanaryKeeper, RoundTrips
 from pgsignals._sources.upkeep import Upkeep
@@ -53,7 +53,7 @@ class Setup:
         """Begin to set up the session that has been adopted."""
         self._canaries.begin()
         self._round_trips.begin()
-        self._asker.submit(WHO, self._see_who, refused=self._go_on_blindly)
+        self._asker.submit(IDENTIFY, self._see_who, refused=self._go_on_blindly)
 
     def _see_who(self, results: list[Result]) -> None:
         upkeep, session = self._upkeep, self._upkeep.session

@@ -16,13 +16,15 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from pgsignals._pure.values import Notification
 from pgsignals._runtime.fork import ForkGuard
 from pgsignals._wire.access import Access
 from pgsignals._wire.session import SHARE, Session
 from pgsignals.errors import ClosedError, ConnectionLostError, ConnectionStateError
+
+T = TypeVar("T")
 
 
 class Host(Protocol):
@@ -191,6 +193,23 @@ class Custody:
             self.note_end(session)
             raise self._closed()
         return session
+
+    def run(self, session: Session, statement: Callable[[Session], T]) -> T:
+        """The result of *statement* on the user's *session*.  Blocks.
+
+        :raises ConnectionLostError: it has ended.
+        """
+        try:
+            return statement(session)
+        except ConnectionLostError:
+            self.note_end(session)
+            self.tell_watchers()  # libpq has closed the socket: no selector will see it
+            raise
+
+    def clear_search_path(self) -> None:
+        """See :meth:`Session.clear_search_path`; on the user's session, of which no other code has
+        the connection."""
+        self.run(self.open_session("clear_search_path()"), Session.clear_search_path)
 
     def note_end(self, session: Session) -> None:
         """*session* has ended: close it, and remember how it ended."""

@@ -113,7 +113,7 @@ class Sessions(dict[Access, Beside]):
 
 
 class Control:
-    """The connection that notifies and sends canaries; those who use it wait for one another.
+    """The connection that notifies and sends canaries; threads that use it wait for one another.
 
     A thread that waits for a silent server cannot interrupt itself: the reader checks
     :meth:`silent_for` and calls :meth:`shutdown`.

@@ -16,10 +16,10 @@ from typing import Any, TypeVar
 
 from pgsignals._pure.statements import (
     GUARDS,
+    IDENTIFY,
     QUEUE_HOLDERS,
     QUEUE_USAGE,
     ROUND_TRIP_BEGINS,
-    WHO,
     describe_holder,
 )
 from pgsignals._sources.probing import QUEUE_ALARM
@@ -125,7 +125,7 @@ class Examination:
     def findings(self) -> Iterator[Finding]:
         """Run the checks, yielding each finding as it is made."""
         begun = time.monotonic()
-        [[pid, in_recovery]] = self._ask(WHO)
+        [[pid, in_recovery]] = self._ask(IDENTIFY)
         took = time.monotonic() - begun
         self._direct = pid == self._session.backend_id
         self._in_time(self._session.clear_search_path)

@@ -126,7 +126,7 @@ def bench(args: argparse.Namespace) -> int:
     reactor.on_channel(channel, batch=True)(meter.notified)
     reactor.gap.connect(meter.gap)
     with contextlib.closing(connect(dsn)) as db, reactor:
-        db._clear_search_path()
+        db._custody.clear_search_path()
         name = db.name
         version = db.connection.info.parameter_status("server_version") or ""
         say(f"measuring {name} for {args.seconds:g} s")

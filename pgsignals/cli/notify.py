@@ -54,7 +54,7 @@ def notify(args: argparse.Namespace) -> int:
         say(str(error))
         return MISUSED
     with connect(database_of(args)) as db:
-        db._clear_search_path()
+        db._custody.clear_search_path()
         db.notify((args.channel, payload))
     return 0
 

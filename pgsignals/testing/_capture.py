@@ -40,7 +40,7 @@ class Capture:
         return f"<{type(self).__name__} of {self._where}: {len(self._arrived)} not handed out>"
 
     def __enter__(self) -> Self:
-        self._database.open()._clear_search_path()
+        self._database.open()._custody.clear_search_path()
         self._database.listen(*self._channels, self._mark)
         return self
 

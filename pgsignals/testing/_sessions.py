@@ -45,7 +45,7 @@ def kill_listener(
         deadline = deadline_in(timeout)
         with beside(database if dsn is None else dsn) as session:
             milliseconds = max(1, int(seconds_until(deadline) * 1000))
-            session._clear_search_path()
+            session._custody.clear_search_path()
             cursor = session.execute(TERMINATE, (pid, milliseconds))
             if cursor.fetchone() != (True,):
                 raise AssertionError(
