@@ -224,6 +224,56 @@ def test_what_a_statement_of_the_owner_leaves_in_libpq_is_heard(
         wait_until(lambda: heard.payloads == ["1"])
 
 
+def test_what_comes_along_with_the_owners_statement_while_a_session_is_announced_is_heard(
+    wrapped: Any, channel: str
+) -> None:
+    class Owner:
+        """Uses the connection at that very moment."""
+
+        touches = 0
+
+        def touched(self, _: object) -> None:
+            self.touches += 1
+            if self.touches == 1:
+                wrapped.execute(f"NOTIFY {channel}, 'along'")
+
+    owner, database = Owner(), Database.wrap(wrapped)
+    database._custody.add_watcher(owner)
+    reactor = Reactor(database, channels=[channel], **QUICK)
+    heard = Heard(reactor)
+    with reactor:
+        assert owner.touches == 1
+        probed(reactor)
+
+    assert heard.payloads == ["along"]
+
+
+def test_what_comes_along_with_the_owners_statement_during_a_stop_is_the_owners(
+    wrapped: Any, channel: str, admin: Admin
+) -> None:
+    gate, entered = threading.Event(), threading.Event()
+    database = Database.wrap(wrapped)
+    database.listen(f"{channel}_of_owner")
+    reactor = Reactor(database, **QUICK)
+
+    @reactor.on_channel(channel)
+    def hold(db: Database, notification: Notification) -> None:
+        entered.set()
+        gate.wait()
+
+    reactor.start()
+    admin.notify(channel, "ours")
+    wait_until(entered.is_set)
+    stop = Background(reactor.stop)
+    wait_until(lambda: reactor.status().databases[0].state == "stopped")
+    wrapped.execute(f"NOTIFY {channel}_of_owner, 'theirs'")
+    gate.set()
+    assert stop.result()
+
+    assert payloads(database.drain()) == ["theirs"]
+    database.close()
+
+
 def test_owner_is_not_kept_waiting_by_a_reader_that_stands_still(
     wrapped: Any, channel: str, admin: Admin
 ) -> None:

@@ -278,7 +278,8 @@ def test_statement_waits_for_others_from_the_first_try_on() -> None:
     one.hand_over(101.1)
     assert one.send_at == NEVER
     assert one.wait_for_others(103.0) == 3.0
-    one.has_turn()
+    one.answered()
+    one.ask()
     one.hand_over(110.0)
     assert one.wait_for_others(111.0) == 1.0
 

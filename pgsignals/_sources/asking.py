@@ -128,8 +128,6 @@ class Asker:
             if not is_asked():
                 return
             if sent:
-                self._exchange.has_turn()
-                self._warned_of_others = False
                 self._look()
             else:
                 self._wait_for_others(time.monotonic())
@@ -170,6 +168,7 @@ class Asker:
         """The answer has been read; go on with what follows it."""
         statement, self._statement = self._statement, None
         self._exchange.answered()
+        self._warned_of_others = False
         if statement is None:
             return
         refused = next((result for result in results if result.sqlstate), None)

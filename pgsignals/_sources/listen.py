@@ -315,7 +315,6 @@ class Link:
         resumed = condition.past.synced(now)
         if session is not None:
             self.database._custody.renew(session)
-            session.arrivals.deliver(self.intake.collected, self._collected_more)
         if self._canaries.behind_pooler:
             logger.warning(
                 "%s: a pooler is in front of the server; it lets notifications through, so it "

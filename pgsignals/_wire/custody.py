@@ -103,8 +103,9 @@ class Custody:
             return session
 
     def renew(self, session: Session) -> None:
-        """*session* is the database's from now on."""
-        session.arrivals.deliver(self.arrived, self.tell_watchers)
+        """*session* is the database's from now on; a host goes on taking what arrives on it."""
+        if self.host is None:
+            session.arrivals.deliver(self.arrived, self.tell_watchers)
         self.session = session
         self._access.name = session.name
         self.backend_id = session.backend_id
@@ -117,7 +118,10 @@ class Custody:
             return
         self.host = None
         if self.session is not None:
+            left = self.session.arrivals.queue  # since the host's last look, for its owner
             self.session.arrivals.deliver(self.arrived, self.tell_watchers)
+            if left is not self.arrived:
+                self.arrived.extend(left)
         self.tell_watchers()
 
     def forget(self) -> None:

@@ -143,7 +143,7 @@ class Exchange:
     def answered(self) -> None:
         """It is answered."""
         self.delivered = self.sent_at
-        self.pending = False
+        self.pending, self._others_since = False, None
         self.answer_by = self.send_at = NEVER
 
     def reset(self) -> None:
@@ -170,10 +170,6 @@ class Exchange:
             self._others_since = self.sent_at
         self.send_at = now + OTHERS_REST
         return now - self._others_since
-
-    def has_turn(self) -> None:
-        """The connection is free, and it has been sent."""
-        self._others_since = None
 
     def extend(self, now: float) -> None:
         """It has as long again."""
