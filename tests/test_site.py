@@ -82,15 +82,14 @@ def test_pictures_of_a_page_are_copied_to_the_site(path: Path) -> None:
 @pytest.mark.timeout(300)
 def test_every_page_can_be_read_on_a_phone_and_on_a_laptop(site: Path, browser: Browser) -> None:
     pages = sorted(site.rglob("*.html"))
-    pictures = sorted(site.glob("_images/*.svg"))
 
     assert len(pages) > 30
-    assert {"architecture.svg", "demo.svg", "top.svg", "latency.svg"} - {
-        picture.name for picture in pictures
-    } == {"demo.svg"}, "which is in the README only"
-    faults = [fault for page in pages for fault in faults_of_page(browser, page)]
-    faults += [fault for picture in pictures for fault in faults_of_picture(browser, picture)]
-    assert faults == []
+    assert [fault for page in pages for fault in faults_of_page(browser, page)] == []
+
+
+@pytest.mark.parametrize("picture", sorted(DOCS.rglob("*.svg")), ids=lambda path: path.stem)
+def test_all_text_of_a_picture_is_in_it(picture: Path, browser: Browser) -> None:
+    assert faults_of_picture(browser, picture) == []
 
 
 HEAD = '<!doctype html><meta name="viewport" content="width=device-width"><article>'
