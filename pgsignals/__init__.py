@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pgsignals._pure.values import Notification
+from pgsignals._sending.publish import publish, publish_many, publish_statement
 from pgsignals._sources.reports import DatabaseStatus, Gap, Status
 from pgsignals.database import Database, connect
 from pgsignals.errors import (
@@ -24,6 +25,7 @@ from pgsignals.errors import (
     ForkedError,
     PayloadError,
     PoolerError,
+    SchemaError,
     StandbyError,
     UnsupportedServerError,
 )
@@ -51,6 +53,7 @@ __all__ = [
     "PayloadError",
     "PoolerError",
     "Reactor",
+    "SchemaError",
     "StandbyError",
     "Status",
     "UnsupportedServerError",
@@ -58,6 +61,9 @@ __all__ = [
     "connect",
     "on",
     "on_channel",
+    "publish",
+    "publish_many",
+    "publish_statement",
 ]
 
 for _name in __all__:  # tracebacks and reprs show where users import from

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from datetime import timedelta
 from typing import Any, Self, TypeVar
 
+from pgsignals._pure.events import publication, publications
 from pgsignals._pure.names import check_channels, check_unlisten, notify_items
+from pgsignals._pure.publishing import SCHEMA, check_schema, why_refused
+from pgsignals._pure.publishing import publish as publish_sql
+from pgsignals._pure.publishing import publish_many as publish_many_sql
 from pgsignals._pure.statements import LISTENING, listen_sql
 from pgsignals._pure.values import Notification
 from pgsignals._runtime.fork import ForkGuard
@@ -16,7 +21,7 @@ from pgsignals._wire.access import Access, Cursor, Params, Transaction
 from pgsignals._wire.custody import Custody, Host
 from pgsignals._wire.opening import check_connection
 from pgsignals._wire.session import Connection, Session
-from pgsignals.errors import ConnectionStateError
+from pgsignals.errors import ConnectionStateError, Error, SchemaError
 from pgsignals.manager import NotificationManager, check_timeout
 
 T = TypeVar("T")
@@ -258,6 +263,49 @@ class Database:
         session = self._custody.open_session("notify()")
         return self._statement(session, lambda session: session.notify(items))
 
+    def publish(
+        self,
+        channel: str,
+        payload: str = "",
+        *,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        delay: float | timedelta | None = None,
+        dedup: str | None = None,
+        ordered: bool = False,
+        schema: str = SCHEMA,
+    ) -> int | None:
+        """Publish one event of a durable channel: see :func:`pgsignals.publish`.
+
+        Inside a transaction it leaves with the commit.  Blocks for a round trip.
+
+        :returns: the event's id; None when *dedup* was seen.
+        :raises SchemaError: the schema is missing, or the role may not publish in it.
+        """
+        event = publication(
+            channel, payload, key=key, headers=headers, delay=delay, dedup=dedup, ordered=ordered
+        )
+        event_id: int | None = _value(self, *publish_sql(event, check_schema(schema)), schema)
+        return event_id
+
+    def publish_many(
+        self,
+        channel: str,
+        items: Iterable[str | tuple[str, str | None]],
+        *,
+        schema: str = SCHEMA,
+    ) -> int:
+        """Publish many events of a durable channel: see :func:`pgsignals.publish_many`.
+
+        One statement, so all of them or none; inside a transaction they leave with the commit.
+        Blocks for a round trip.
+
+        :returns: their number.
+        :raises SchemaError: the schema is missing, or the role may not publish in it.
+        """
+        many = publications(channel, items)
+        return int(_value(self, *publish_many_sql(*many, check_schema(schema)), schema))
+
     def _query(self, session: Session, sql: str) -> list[tuple[Any, ...]]:
         return self._statement(session, lambda session: session.query(sql))
 
@@ -356,6 +404,24 @@ class Database:
                 f"{what} cannot run in a finalizer or an OS signal handler that has interrupted a "
                 f"statement of {self.name}; give it a Database of its own"
             )
+
+
+def _value(db: Database, sql: str, params: Sequence[object], schema: str) -> Any:
+    """The one value of the one row of *sql*, which uses the *schema* of durable channels.
+
+    :raises SchemaError: it is missing, or the role may not use it.
+    """
+    try:
+        if (host := db._serving()) is not None:
+            return host.value(sql, params)
+        session = db._custody.open_session("publish()")
+        return db._statement(session, lambda session: session.query(sql, params)[0][0])
+    except Error:
+        raise
+    except Exception as exc:
+        if (why := why_refused(getattr(exc, "sqlstate", None), schema, db.name)) is None:
+            raise
+    raise SchemaError(why)
 
 
 def connect(conninfo: str = "", **params: Any) -> Database:

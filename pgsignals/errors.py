@@ -12,6 +12,7 @@
     │   ├── StandbyError
     │   └── EncodingError
     ├── ConnectionStateError    also RuntimeError
+    ├── SchemaError             also RuntimeError
     ├── ClosedError             also RuntimeError
     └── ForkedError             also RuntimeError
 
@@ -69,6 +70,11 @@ class EncodingError(UnsupportedServerError):
 class ConnectionStateError(Error, RuntimeError):
     """A connection that is not in autocommit, is in a transaction, cannot be reopened, or
     serves a running reactor."""
+
+
+class SchemaError(Error, RuntimeError):
+    """The schema of durable channels is missing, of another version or cluster, or may not be used;
+    says which command or GRANT changes that."""
 
 
 class ClosedError(Error, RuntimeError):

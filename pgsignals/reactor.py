@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from datetime import timedelta
 from typing import Any, Self
 
 from pgsignals._dispatch.handlers import typed, typed_on
@@ -12,6 +13,7 @@ from pgsignals._engine.engine import Engine
 from pgsignals._engine.foreground import run
 from pgsignals._pure.lanes import Policy
 from pgsignals._pure.names import check_handled, check_unlisten, notify_items
+from pgsignals._pure.publishing import SCHEMA
 from pgsignals._runtime.reentry import calls_out
 from pgsignals._sources.reports import Status
 from pgsignals.database import Database
@@ -250,6 +252,59 @@ class Reactor:
         items = notify_items(channels, pairs)
         (target, *_) = self._targets(database)
         return self._engine.notify(target, items)
+
+    def publish(
+        self,
+        channel: str,
+        payload: str = "",
+        *,
+        database: Database | None = None,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        delay: float | timedelta | None = None,
+        dedup: str | None = None,
+        ordered: bool = False,
+        schema: str = SCHEMA,
+    ) -> int | None:
+        """As :meth:`Database.publish`, on a connection beside the listening one.
+
+        In a handler that has a transaction of its worker's session open, it belongs to that
+        transaction.
+
+        :param database: where to publish; needed when there are several.
+        :raises ValueError: *database* is needed, or not one of ours.
+        :raises ClosedError: the reactor is not running.
+        """
+        return self._sender(database, "publish()").publish(
+            channel,
+            payload,
+            key=key,
+            headers=headers,
+            delay=delay,
+            dedup=dedup,
+            ordered=ordered,
+            schema=schema,
+        )
+
+    def publish_many(
+        self,
+        channel: str,
+        items: Iterable[str | tuple[str, str | None]],
+        *,
+        database: Database | None = None,
+        schema: str = SCHEMA,
+    ) -> int:
+        """As :meth:`Database.publish_many`; otherwise as :meth:`publish`."""
+        return self._sender(database, "publish_many()").publish_many(channel, items, schema=schema)
+
+    def _sender(self, database: Database | None, what: str) -> Database:
+        """The one database of ours that *what* is for, while the reactor runs."""
+        self._check_fork()
+        if database is None and len(self.databases) > 1:
+            raise ValueError(f"the reactor has several databases: pass database= to {what}")
+        (target, *_) = self._targets(database)
+        self._engine.current_life(what)
+        return target
 
     def listen(self, *channels: str, database: Database | None = None) -> None:
         """LISTEN to *channels* whether they have handlers or not (:attr:`any_channel` hears

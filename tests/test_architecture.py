@@ -32,18 +32,19 @@ PACKAGE = ROOT / "pgsignals"
 # A module imports from the lines above its own only.  A new module needs a place here.
 LEVELS: list[set[str]] = [
     {"errors", "_pure", "_runtime", "_wire", "_sources", "_dispatch", "_engine"},
+    {"_durable", "_sending"},
     {"_pure.backoff", "_pure.conninfo", "_pure.decode", "_pure.metrics"},
     {"_pure.states.table", "_pure.values"},
     {"_pure.burst", "_pure.names"},
     {"_pure.states.machines"},
     {"_pure.states"},
     {"_pure.phases"},
-    {"_pure.statements"},
-    {"_pure.lanes"},
+    {"_pure.events", "_pure.statements"},
+    {"_pure.lanes", "_pure.publishing"},
     {"_pure.order"},
     {"_runtime.fork", "_runtime.log", "_runtime.program", "_runtime.reentry", "_runtime.shared"},
     {"_wire.borrowed", "_wire.encodings", "_wire.farewell"},
-    {"_wire.waker", "embedded._processes"},
+    {"_wire.callers", "_wire.waker", "embedded._processes"},
     {"_wire.arrivals", "_wire.descriptor", "_wire.hooks", "_wire.notifies", "_wire.results"},
     {"embedded._binaries"},
     {"embedded"},
@@ -54,6 +55,7 @@ LEVELS: list[set[str]] = [
     {"_wire.entries"},
     {"manager"},
     {"database"},
+    {"_durable.schema", "_sending.publish"},
     {"_sources.counters", "_sources.reports"},
     {"_dispatch.checks", "_dispatch.handlers", "_dispatch.handover"},
     {"_dispatch.backlog"},
@@ -90,7 +92,8 @@ LEVELS: list[set[str]] = [
     {"cli._delivery", "cli._notifiers", "cli._screen"},
     {"cli._checks"},
     {"cli.bench", "cli.completion", "cli.demo", "cli.doctor", "cli.listen", "cli.notify"},
-    {"cli.run", "cli.top"},
+    {"cli.run", "cli.schema", "cli.top"},
+    {"cli.publish"},
     {"cli"},
     {"__init__"},
     {"__main__"},
@@ -120,7 +123,7 @@ PURE = {"errors", "_pure"}
 CALLED_IN: dict[str, set[str]] = {
     "eval": set(),
     "exec": set(),
-    "print": {"cli.arguments", "cli.completion", "demo"},
+    "print": {"cli.arguments", "cli.completion", "cli.publish", "cli.schema", "demo"},
     "time.time": {"_engine.reader"},  # for operators, who compare it with a wall clock
 }
 

@@ -1,4 +1,4 @@
-"""Sessions beside the listening one: when they are opened, kept, renewed and closed."""
+"""The connection beside the listening one: when it is opened, kept, renewed and closed."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgsignals import ClosedError, ConnectError, Database, Reactor
+from pgsignals import ClosedError, Database, Reactor
 from pgsignals._wire import sessions as _control
 from pgsignals._wire.access import Access
-from pgsignals._wire.sessions import Control, Sessions
+from pgsignals._wire.sessions import Control
 from tests.support.admin import Admin
 from tests.support.arrivals import Connect, payloads, take
-from tests.support.waiting import AT_ONCE, PATIENCE, Background, is_readable, wait_until
+from tests.support.waiting import AT_ONCE, PATIENCE, Background, wait_until
 
 
 @pytest.fixture
@@ -115,101 +115,3 @@ def test_control_session_that_opens_after_the_end_is_closed_and_notifies_nobody(
     assert all(connection.closed for connection in slow.connections)
     admin.notify(channel, "mark")
     assert payloads(take(witness, 1)) == ["mark"]
-
-
-# The rule that all sessions beside the listening one follow, and the workers' own
-
-
-@pytest.fixture
-def sessions() -> Iterator[Sessions]:
-    sessions = Sessions()
-    yield sessions
-    sessions.close()
-
-
-def test_workers_session_is_opened_once_and_renewed_after_each_loss(
-    access: Access, sessions: Sessions
-) -> None:
-    first = sessions.session_for(access)
-    assert sessions.session_for(access) is first
-
-    access.losses += 1
-    second = sessions.session_for(access)
-
-    assert second is not first
-    assert first.connection.closed
-    assert sessions.session_for(access) is second
-
-
-def test_workers_session_that_has_ended_is_renewed(
-    access: Access, sessions: Sessions, admin: Admin
-) -> None:
-    first = sessions.session_for(access)
-    admin.kill(first.backend_id)
-    wait_until(lambda: is_readable(first))
-
-    assert sessions.session_for(access) is not first
-
-
-def test_workers_session_in_a_transaction_is_kept_after_a_loss(
-    access: Access, sessions: Sessions
-) -> None:
-    session = sessions.session_for(access)
-    assert sessions.open_transaction(access) is None
-    session.connection.execute("BEGIN")
-    access.losses += 1
-
-    assert sessions.session_for(access) is session
-    assert sessions.open_transaction(access) is session
-    session.connection.execute("COMMIT")
-    assert sessions.session_for(access) is not session
-
-
-def test_loss_while_a_session_is_opened_renews_it(dsn: str, sessions: Sessions) -> None:
-    def connect() -> psycopg.Connection[Any]:
-        shop.losses += 1 if not shop.losses else 0  # the first one comes too late
-        return psycopg.connect(dsn, autocommit=True)
-
-    shop = Access(connect=connect)
-    first = sessions.session_for(shop)
-
-    assert sessions.session_for(shop) is not first
-
-
-@pytest.mark.parametrize("left", ["open", "closed", "broken"])
-def test_transaction_that_a_handler_leaves_is_rolled_back(
-    access: Access, sessions: Sessions, admin: Admin, left: str
-) -> None:
-    session = sessions.session_for(access)
-    session.connection.execute("BEGIN")
-    if left == "closed":
-        session.connection.close()
-    elif left == "broken":
-        admin.kill(session.backend_id)
-        wait_until(lambda: is_readable(session))
-    warnings: list[str] = []
-
-    sessions.end_transactions(lambda: warnings.append("left"))
-
-    assert warnings == ([] if left == "closed" else ["left"])
-    assert sessions.open_transaction(access) is None
-    again = sessions.session_for(access)
-    assert (again is session) == (left == "open")
-    assert not again.in_transaction
-
-
-def test_sessions_that_cannot_be_opened_are_tried_again(dsn: str, sessions: Sessions) -> None:
-    attempts: list[int] = []
-
-    def connect() -> psycopg.Connection[Any]:
-        attempts.append(1)
-        if len(attempts) == 1:
-            raise OSError("not yet")
-        return psycopg.connect(dsn, autocommit=True)
-
-    access = Access(connect=connect)
-    with pytest.raises(ConnectError):
-        sessions.session_for(access)
-    sessions.end_transactions(lambda: pytest.fail("there is none"))
-
-    assert not sessions.session_for(access).ended

@@ -18,6 +18,7 @@ TREE = [
     (errors.StandbyError, errors.UnsupportedServerError, RuntimeError),
     (errors.EncodingError, errors.UnsupportedServerError, RuntimeError),
     (errors.ConnectionStateError, errors.Error, RuntimeError),
+    (errors.SchemaError, errors.Error, RuntimeError),
     (errors.ClosedError, errors.Error, RuntimeError),
     (errors.ForkedError, errors.Error, RuntimeError),
 ]

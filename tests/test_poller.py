@@ -211,51 +211,8 @@ def test_what_is_watched_again_has_another_socket(poller: Stations, make: Make) 
     poller.collect(0)
     station.send("1")
     poller.collect(LONG)
+
     assert poller.take() == (station, [("air", "1", 1)])
-
-    drains = station.drains
-    other.send("x")  # on the socket that it had before
-    poller.collect(0)
-    assert station.drains == drains
-
-
-def test_end_that_no_socket_shows_is_found_where_other_code_has_the_connection(
-    poller: Stations, make: Make
-) -> None:
-    station = make()
-    station.shared = True
-    poller.watch(station)
-    poller.collect(0)
-    station.end()
-
-    def collect() -> None:
-        while not poller.ended:
-            poller.collect(None)
-
-    Background(collect).result(AT_ONCE)
-
-    assert list(poller.ended) == [station]
-
-
-def test_what_is_drained_in_each_turn_is_drained_once(
-    poller: Stations, make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    station = make()
-    drains: list[int] = []
-
-    def drain() -> list[Notification]:
-        drains.append(1)
-        return []
-
-    monkeypatch.setattr(station, "drain", drain)
-    poller.watch(station, silent=True)
-    station.send("1")  # and the socket stays readable
-    poller.collect(0)
-    drains.clear()
-
-    poller.collect(0)
-
-    assert len(drains) == 1
 
 
 def test_connection_in_use_rests_and_is_looked_at_again(poller: Stations, make: Make) -> None:

@@ -373,3 +373,9 @@ def own_session(workers: Workers, database: Database) -> Session:
             "open a Database of your own"
         )
     return worker.caller.sessions.session_for(database._access)
+
+
+def own_transaction(workers: Workers, database: Database) -> Session | None:
+    """The session in whose open transaction a handler calls; None outside of one."""
+    worker = current_worker(workers)
+    return None if worker is None else worker.caller.sessions.open_transaction(database._access)

@@ -41,10 +41,17 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 from pgsignals._dispatch.backlog import Backlog
-from pgsignals._dispatch.workers import Workers, current_worker, own_session, work_for
+from pgsignals._dispatch.workers import (
+    Workers,
+    current_worker,
+    own_session,
+    own_transaction,
+    work_for,
+)
 from pgsignals._engine.announcing import Announcer
 from pgsignals._engine.config import Config
 from pgsignals._engine.ending import Ending
@@ -292,11 +299,7 @@ class Life:
             if items and link.control.post(items):
                 self.reader.spawn("notify", link.control.send_posted, lambda _: None)
             return len(items)
-        worker = current_worker(self.workers)
-        if (
-            worker is not None
-            and (session := worker.caller.sessions.open_transaction(database._access)) is not None
-        ):
+        if (session := own_transaction(self.workers, database)) is not None:
             link.notifies_later = True
             return session.notify(items)
         self.wait_settled([link])
@@ -312,6 +315,16 @@ class _Service:
 
     def notify(self, items: list[tuple[str, str]]) -> int:
         return self._life.notify(self._link.database, items)
+
+    def value(self, sql: str, params: Sequence[object]) -> Any:
+        if reentered():
+            raise ConnectionStateError(
+                "publish() from a finalizer or an OS signal handler that interrupted pgsignals; "
+                "publish from another thread"
+            )
+        if (session := own_transaction(self._life.workers, self._link.database)) is not None:
+            return session.query(sql, params)[0][0]
+        return self._link.control.value(sql, params)
 
     def listen(self, channels: tuple[str, ...]) -> None:
         names = [check_handled(name) for name in channels]

@@ -36,7 +36,7 @@ def check_channel(name: object) -> str:
         raise ChannelNameError(
             "'*' means all channels in unlisten('*') and cannot name one; choose another name"
         )
-    size = len(_encode(name, f"channel name {name!r}", ChannelNameError))
+    size = len(encode_text(name, f"channel name {name!r}", ChannelNameError))
     if size > MAX_CHANNEL_BYTES:
         raise ChannelNameError(
             f"channel name {name!r} has {size} bytes in UTF-8, over PostgreSQL's limit of "
@@ -61,7 +61,7 @@ def check_payload(payload: object, channel: str) -> str:
             f"{type(payload).__name__}; {hint}"
         )
     payload = str.__str__(payload)
-    size = len(_encode(payload, f"the payload for channel {channel!r}", PayloadError))
+    size = len(encode_text(payload, f"the payload for channel {channel!r}", PayloadError))
     if size > MAX_PAYLOAD_BYTES:
         raise PayloadError(
             f"the payload for channel {channel!r} has {size} bytes in UTF-8, over PostgreSQL's "
@@ -70,7 +70,7 @@ def check_payload(payload: object, channel: str) -> str:
     return payload
 
 
-def _encode(text: str, what: str, error: type[ChannelNameError | PayloadError]) -> bytes:
+def encode_text(text: str, what: str, error: type[ChannelNameError | PayloadError]) -> bytes:
     problem = None
     try:
         encoded = text.encode()

@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 from pgsignals._pure.values import Notification
@@ -31,6 +31,10 @@ class Host(Protocol):
     """What serves a database in its place: a running reactor."""
 
     def notify(self, items: list[tuple[str, str]]) -> int: ...
+    def value(self, sql: str, params: Sequence[object]) -> Any:
+        """The one value of the one row of *sql*, on a session beside the listening one; in the
+        transaction that the calling handler has open, if it has one."""
+
     def listen(self, channels: tuple[str, ...]) -> None: ...
     def unlisten(self, channels: tuple[str, ...]) -> None: ...
     def listening_channels(self) -> list[str]: ...

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from pgsignals._pure.statements import CANARY
@@ -147,6 +147,10 @@ class Control:
             return issued
 
         return self._run(issue) if items else 0
+
+    def value(self, sql: str, params: Sequence[object]) -> Any:
+        """The one value of the one row of *sql*; blocks and raises as :meth:`notify`."""
+        return self._run(lambda session: session.query(sql, params)[0][0])
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
         """The rows of *sql*; blocks and raises as :meth:`notify`."""

@@ -12,7 +12,18 @@ import time
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
-from pgsignals.cli import bench, completion, demo, doctor, listen, notify, run, top
+from pgsignals.cli import (
+    bench,
+    completion,
+    demo,
+    doctor,
+    listen,
+    notify,
+    publish,
+    run,
+    schema,
+    top,
+)
 from pgsignals.cli.arguments import FAILED, MISUSED, WHERE, Parser, Version, message_for
 from pgsignals.cli.terminal import say
 from pgsignals.errors import Error
@@ -26,6 +37,8 @@ PostgreSQL LISTEN/NOTIFY at the command line.
   pgsignals demo                           see it work, on a throwaway PostgreSQL server
   pgsignals listen orders stock            print notifications until Ctrl-C
   pgsignals notify orders '{"id": 42}'     send one, from another terminal
+  pgsignals schema init                    install durable channels, once per database
+  pgsignals publish orders '{"id": 42}'    publish an event that survives
   pgsignals doctor                         find out why nothing arrives
   pgsignals run shop.handlers              run your handlers as a service
 """
@@ -48,7 +61,7 @@ def parser() -> Parser:
     )
     top_level.add_argument("--version", action=Version, nargs=0, help="print the version and exit")
     commands = top_level.add_subparsers(metavar="COMMAND", required=True)
-    for command in (demo, listen, notify, doctor, top, run, bench):
+    for command in (demo, listen, notify, publish, schema, doctor, top, run, bench):
         command.add(commands)
     completion.add(commands, top_level)
     return top_level

@@ -38,8 +38,8 @@ _SYNTAX = _words(
 
 #: What may stand before a parenthesis, besides functions, whose names are qualified.
 _BEFORE_PARENTHESIS = _words(
-    "ALL AND ANY ARRAY AS BY CASE COALESCE ELSE EXISTS FROM IN NOT ON OPERATOR OR RETURNING SELECT "
-    "SET THEN VALUES WHEN WHERE WITH"
+    "ALL AND ANY ARRAY AS BY CASE CHECK COALESCE ELSE EXISTS FROM IN KEY NOT ON OPERATOR OR "
+    "RETURNING SELECT SET THEN VALUES WHEN WHERE WITH"
 )
 
 #: Before the name of a relation.

@@ -1,0 +1,1 @@
+"""Durable channels on the server: the schema that keeps them."""

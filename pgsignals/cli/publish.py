@@ -1,0 +1,61 @@
+"""``pgsignals publish``: publish one event, its payload an argument or standard input."""
+
+from __future__ import annotations
+
+import argparse
+
+from pgsignals._pure.events import publication
+from pgsignals.cli.arguments import (
+    MISUSED,
+    NAME,
+    WHERE,
+    Commands,
+    add_command,
+    add_dsn,
+    channel_name,
+    database_of,
+)
+from pgsignals.cli.notify import read_payload
+from pgsignals.cli.schema import add_schema
+from pgsignals.cli.terminal import say
+from pgsignals.database import connect
+from pgsignals.errors import PayloadError
+
+ABOUT = """\
+Publish one event on a durable channel, and print its id.
+
+  pgsignals publish orders '{"id": 42}'
+  pgsignals publish orders '{"id": 42}' --key 42
+  pgsignals publish orders - < order.json      the payload is standard input, in UTF-8, without
+                                               one newline at its end
+"""
+
+ABOUT_STATUS = f"""\
+{WHERE}
+Exit status: 0 published, 1 not published, 2 not understood, or what the server would refuse.
+"""
+
+
+def add(commands: Commands) -> None:
+    """Add the command."""
+    parser = add_command(commands, "publish", "publish an event", ABOUT, ABOUT_STATUS, publish)
+    parser.add_argument("channel", metavar="CHANNEL", type=channel_name, help=NAME)
+    parser.add_argument(
+        "payload", metavar="PAYLOAD", nargs="?", default="", help='text, or "-" for standard input'
+    )
+    parser.add_argument("--key", metavar="K", help="what its order is kept by")
+    add_schema(parser)
+    add_dsn(parser)
+
+
+def publish(args: argparse.Namespace) -> int:
+    """Publish it, and print the id."""
+    try:
+        payload = read_payload() if args.payload == "-" else args.payload
+        event = publication(args.channel, payload, key=args.key)
+    except PayloadError as error:
+        say(str(error))
+        return MISUSED
+    with connect(database_of(args)) as db:
+        print(db.publish(event.channel, event.payload, key=event.key, schema=args.schema))
+    return 0
