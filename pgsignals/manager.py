@@ -219,7 +219,7 @@ class NotificationManager:
         if self._since is None:
             self._since = time.monotonic()
         while True:
-            if self._poller.has_pairs:
+            if self._poller.pairs:
                 return self._next_pair()
             timeout = self._timeout
             polling = timeout is not None and timeout == 0
@@ -249,26 +249,28 @@ class NotificationManager:
 
     def _poll(self) -> None:
         """Collect all that is there."""
-        self._follow_members()
+        if self._changed:
+            self._follow_members()
         self._poller.collect_all(_POLL_MOST)
         self._looked = True
         self._bury_ended()
 
     def _collect(self, seconds: float | None) -> None:
-        self._follow_members()
+        if self._changed:
+            self._follow_members()
         self._poller.collect(seconds)
-        self._bury_ended()
+        if self._poller.ended:
+            self._bury_ended()
 
     def _next_pair(self) -> Pair:
         entry, notifications = self._poller.take()
-        self._bury_ended()
+        if self._poller.ended:
+            self._bury_ended()
         return entry.member, notifications
 
     # -- members and what the poller watches -----------------------------------------------------
 
     def _follow_members(self) -> None:
-        if not self._changed:
-            return
         self._changed = False
         members = set(self._connections)  # a copy: other threads may change it
         for entry in self._poller.ending:

@@ -92,7 +92,7 @@ def test_all_shares_are_collected_at_once(poller: Stations, make: Make) -> None:
     poller.collect_all(100)
 
     assert poller.take() == (station, [("air", number, 1) for number in "123"])
-    assert not poller.has_pairs
+    assert not poller.pairs
 
 
 def test_what_comes_faster_than_it_is_collected_is_left_for_the_next_time(
@@ -119,7 +119,7 @@ def test_what_has_more_is_drained_again_though_its_socket_is_silent(
     began = time.monotonic()
     while len(got) < 3:
         poller.collect(LONG)
-        while poller.has_pairs:
+        while poller.pairs:
             got += payloads(poller.take()[1])
     assert got == ["1", "2", "3"]
     assert time.monotonic() - began < LONG
@@ -147,7 +147,7 @@ def test_what_has_more_and_is_not_watched_any_more_is_left_alone(
     got: list[str] = []
     while len(got) < 2:
         poller.collect(LONG)
-        while poller.has_pairs:
+        while poller.pairs:
             got += payloads(poller.take()[1])
     assert got == ["2", "3"]
 
@@ -229,7 +229,7 @@ def test_connection_in_use_rests_and_is_looked_at_again(poller: Stations, make: 
     got: list[str] = []
     while "3" not in got:
         poller.collect(LONG)
-        while poller.has_pairs:
+        while poller.pairs:
             got += payloads(poller.take()[1])
 
 

@@ -216,7 +216,7 @@ class Reader:
 
     def _deliver(self) -> None:
         """Queue what has been collected, then take up what has ended."""
-        while self._poller.has_pairs:
+        while self._poller.pairs:
             link, burst = self._poller.take()
             try:
                 self._queue(link, burst)

@@ -100,7 +100,8 @@ class Poller(Generic[W, A]):
         self.ended: deque[W] = deque()
         """Those that are no longer watched, as they have ended, and whose arrivals have been
         taken; the owner empties it."""
-        self._pairs: OrderedDict[W, A] = OrderedDict()
+        self.pairs: OrderedDict[W, A] = OrderedDict()
+        """What has been collected and not been taken, the oldest first."""
         self._ending: set[W] = set()  # those that have ended, and whose pair has not been taken
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._waker, selectors.EVENT_READ)
@@ -164,17 +165,12 @@ class Poller(Generic[W, A]):
         taken."""
         return frozenset(self._ending)
 
-    @property
-    def has_pairs(self) -> bool:
-        """Whether :meth:`take` has one."""
-        return bool(self._pairs)
-
     def take(self) -> tuple[W, A]:
         """The oldest that has been collected: what was watched, and what arrived there.
 
         :raises KeyError: there is none.
         """
-        watched, arrivals = self._pairs.popitem(last=False)
+        watched, arrivals = self.pairs.popitem(last=False)
         if watched in self._ending:
             self._ending.remove(watched)
             self.ended.append(watched)
@@ -200,7 +196,7 @@ class Poller(Generic[W, A]):
         again = self._silent | self._more if self._silent or self._more else ()
         for watched in again:
             self._drain(watched)
-        if self._pairs or self._more or self.ended:
+        if self.pairs or self._more or self.ended:
             seconds = 0  # there is something to say already, or to read
         elif seconds is not None:
             seconds = min(seconds, _LONGEST_WAIT)
@@ -220,7 +216,7 @@ class Poller(Generic[W, A]):
         :param most: notifications of one session; a sender may be faster than we are.
         """
         self.collect(0)
-        for watched, arrivals in self._pairs.items():
+        for watched, arrivals in self.pairs.items():
             before = 0
             while before < len(arrivals) < most and watched in self._watched:
                 before = len(arrivals)
@@ -260,7 +256,7 @@ class Poller(Generic[W, A]):
         except Exception:
             logger.warning("%r cannot be drained and is no longer watched", watched, exc_info=True)
         if arrivals:
-            before = self._pairs.setdefault(watched, arrivals)
+            before = self.pairs.setdefault(watched, arrivals)
             if before is not arrivals:
                 before += arrivals
         if not calm:
@@ -273,7 +269,7 @@ class Poller(Generic[W, A]):
         session = watched.session
         if ended or session is None:
             self.unwatch(watched)
-            if watched in self._pairs:
+            if watched in self.pairs:
                 self._ending.add(watched)
             else:
                 self.ended.append(watched)

@@ -289,10 +289,8 @@ class Session:
 
     def lost(self) -> ConnectionLostError:
         """The error to raise for the end of this session."""
-        return ConnectionLostError(
-            f"the session with {self.name} has ended: {self.farewell.why}",
-            sqlstate=self.farewell.sqlstate,
-        )
+        text = f"the session with {self.name} has ended: {self.farewell.why}"
+        return ConnectionLostError(text, sqlstate=self.farewell.sqlstate)
 
     # -- statements that do not block ------------------------------------------------------------
 
@@ -321,8 +319,10 @@ class Session:
         if not self._lock.acquire(timeout=patience):
             return False
         try:
-            pipeline = self.pgconn.pipeline_status != pq.PipelineStatus.OFF
-            if self.ended or (self.pgconn.status != _BAD and (self.in_transaction or pipeline)):
+            pgconn, off = self.pgconn, pq.PipelineStatus.OFF
+            if self.ended or (
+                pgconn.status != _BAD and (self.in_transaction or pgconn.pipeline_status != off)
+            ):
                 return self.ended
             begins()
             self.pgconn.send_query(self.texts.encode(sql))
