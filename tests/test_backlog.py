@@ -511,6 +511,21 @@ def test_released_reader_does_not_wait_and_loses_nothing() -> None:
     assert line.run() == [*texts("a", range(1000)), "b0"]
 
 
+def test_reader_that_begins_to_wait_says_so_first_without_the_lock() -> None:
+    """What waits for the reader has to look again, as the reader may be waiting for it."""
+    line = Line(limit=1, policy="block")
+    said: list[tuple[bool, bool]] = []
+    backlog = line.backlog
+    backlog.on_wait = lambda: said.append((backlog.reader_waits, backlog.lock.locked()))
+    reader = Background(line.put, "a0", "a1")
+    wait_until(lambda: bool(said))
+    backlog.release_reader()
+    reader.result()
+
+    assert said == [(True, False)]
+    assert line.run() == ["a0", "a1"]
+
+
 def test_batch_makes_space_for_a_reader_that_waits() -> None:
     line = Line(limit=10, policy="block")
     batches: list[int] = []

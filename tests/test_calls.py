@@ -320,6 +320,16 @@ def test_slow_call_is_said_once() -> None:
     assert watch.slow_for(211.0, 10.0) == 10.0
     watch.clear()
     assert watch.slow_for(300.0, 10.0) is None
+    assert watch.slow_for(400.0, 10.0) is None  # there is none
+
+
+def test_nothing_is_left_of_a_call_that_the_worker_itself_has_failed_in() -> None:
+    """Else the next call would have failed, and what was handled would stay in memory."""
+    watch = Watch()
+    watch.handler, watch.at, watch.outcome = print, ONE, ValueError()
+    watch.clear()
+
+    assert (watch.handler, watch.at, watch.outcome) == (None, None, None)
 
 
 # What a source is told by the workers

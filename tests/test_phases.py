@@ -169,6 +169,33 @@ def test_finalizer_in_the_middle_of_an_event_is_first(
     assert lifecycle.happen(event) is outcome is lifecycle.phase
 
 
+class ReadSlowly(dict[Phase, Phase]):
+    """Has *run* called once, just after a look at what follows a phase."""
+
+    def __init__(self, run: Callable[[], object]) -> None:
+        super().__init__()
+        self._run = [run]
+
+    def get(self, phase: Phase, default: object = None) -> Phase | None:  # type: ignore[override]
+        following = super().get(phase)
+        while self._run:
+            self._run.pop()()
+        return following
+
+
+def test_thread_that_has_looked_long_ago_takes_no_step_back() -> None:
+    lifecycle = Lifecycle()
+
+    def start() -> None:
+        lifecycle.happen(Event.LISTENING)
+        lifecycle.happen(Event.BEGIN)
+
+    lifecycle._followed_by = ReadSlowly(start)
+
+    assert lifecycle.phase is Phase.STARTING
+    assert lifecycle.phase is Phase.RUNNING
+
+
 def test_threads_that_decide_at_once_agree() -> None:
     for _ in range(200):
         lifecycle = at(Phase.RUNNING)

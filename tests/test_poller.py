@@ -265,3 +265,31 @@ def test_touch_of_what_is_not_watched_is_ignored(poller: Stations, make: Make) -
 
     assert station.drains == 0
     assert not poller.ended
+
+
+def test_what_is_unwatched_before_its_first_turn_is_left_alone(
+    poller: Stations, make: Make
+) -> None:
+    station = make()
+    poller.watch(station)
+    poller.unwatch(station)
+    station.send("1")
+    poller.collect(0)
+
+    assert station.drains == 0
+    assert not poller.has_pairs
+
+
+def test_what_held_more_than_its_socket_shows_is_left_alone_once_it_is_unwatched(
+    poller: Stations, make: Make
+) -> None:
+    station = make()
+    poller.watch(station, silent=True)
+    poller.collect(0)
+    drains = station.drains
+    poller.collect(0)
+    assert station.drains == drains + 1
+
+    poller.unwatch(station)
+    poller.collect(0)
+    assert station.drains == drains + 1

@@ -379,6 +379,8 @@ def test_read_gives_what_one_statement_has_collected_while_another_one_runs(
 
     assert session.contended
     assert payloads(arrived) == ["1"]
+    session.read()
+    assert not session.contended
 
 
 def test_what_was_collected_before_somebody_asked_is_delivered(
