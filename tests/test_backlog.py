@@ -1390,7 +1390,7 @@ def test_deadline_that_is_brought_forward_counts() -> None:
     wait_until(lambda: line.told)
 
     deadline[0] = time.monotonic()
-    line.backlog.hurry()
+    line.backlog.release_reader()
 
     assert joining.result() is False
     gate.set()

@@ -325,7 +325,8 @@ class Backlog:
     # -- the end ---------------------------------------------------------------------------------
 
     def release_reader(self) -> None:
-        """Never let the reader wait for space again.  Takes no lock."""
+        """Never let the reader wait for space again, and have :meth:`join` ask for its deadline
+        again.  Takes no lock."""
         self._released = True
         self._wakes.put(None)
 
@@ -340,7 +341,7 @@ class Backlog:
         """Wait until everything has been run.  Called by the reader's thread.
 
         :param deadline: gives a time of ``time.monotonic()``, or None for no limit; asked again
-            after :meth:`hurry`.
+            after :meth:`release_reader`.
         :returns: False when the time ran out.
         """
         with self.lock:
@@ -355,10 +356,6 @@ class Backlog:
                 return False
             with contextlib.suppress(Empty):
                 self._wakes.get(timeout=None if left is None else min(left, threading.TIMEOUT_MAX))
-
-    def hurry(self) -> None:
-        """The deadline of :meth:`join` has changed.  Takes no lock."""
-        self._wakes.put(None)
 
     def forget_held(self) -> None:
         """In a forked child, whatever the other threads were doing: workers hold nothing."""

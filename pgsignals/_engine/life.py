@@ -181,7 +181,6 @@ class Life:
         self.lifecycle.happen(Event.STOP)
         self.backlog.release_reader()
         self.reader.wake()
-        self.backlog.hurry()
 
     def _deadline(self) -> float | None:
         return min(self._deadlines, default=None)

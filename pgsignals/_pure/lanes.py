@@ -242,19 +242,17 @@ class Arrival:
 class Announcement:
     """A barrier; *run* is called on a worker when every lane it is queued in has reached it."""
 
-    __slots__ = ("arrived", "channels", "epoch", "lanes", "queued", "run", "source")
+    __slots__ = ("arrived", "channels", "lanes", "queued", "run", "source")
 
     def __init__(
         self,
         source: Source | None,
         run: Callable[[], None],
         channels: Collection[str] | None,
-        epoch: int,
     ) -> None:
         self.source = source
         self.run = run
         self.channels = channels
-        self.epoch = epoch  # lower for what its source had received before
         self.lanes: list[Lane] = []
         self.arrived = 0
         self.queued = False

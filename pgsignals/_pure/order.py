@@ -17,6 +17,7 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Collection
 from datetime import datetime
+from functools import partial
 from operator import itemgetter
 from typing import TypeAlias
 
@@ -132,9 +133,8 @@ class Order:
         key = source, epoch
         if key not in self._drops:
             drops = Drops(since, until)
-            announcement = Announcement(
-                source, lambda: self._report(source, epoch), drops.channels, epoch
-            )
+            report = partial(self._report, source, epoch)
+            announcement = Announcement(source, report, drops.channels)
             self._drops[key] = drops, announcement
             self._announce(announcement)
         return self._drops[key]
@@ -159,8 +159,8 @@ class Order:
         self, source: Source | None, run: Callable[[], None], channels: Collection[str] | None
     ) -> None:
         """See :meth:`Backlog.announce`."""
-        epoch = self._epochs[source] = self._epochs.get(source, 0) + 1
-        announcement = Announcement(source, run, channels, epoch)
+        self._epochs[source] = self._epochs.get(source, 0) + 1
+        announcement = Announcement(source, run, channels)
         lanes = self._covered(announcement)
         self._announce(announcement)  # to lanes that are made from now on
         for lane in lanes:
@@ -169,10 +169,8 @@ class Order:
             self.advance(lane)
 
     def _announce(self, announcement: Announcement) -> None:
-        """Remember it for lanes that are made from now on; drops are placed by epoch."""
-        announced = self._announced.setdefault(announcement.source, [])
-        place = sum(one.epoch <= announcement.epoch for one in announced)
-        announced.insert(place, announcement)
+        """Remember it for lanes that are made from now on."""
+        self._announced.setdefault(announcement.source, []).append(announcement)
 
     def _covered(self, announcement: Announcement) -> list[Lane]:
         # The source's own lane, of no channel, keeps its announcements in order.
