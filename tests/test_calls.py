@@ -329,7 +329,7 @@ def test_nothing_is_left_of_a_call_that_the_worker_itself_has_failed_in() -> Non
     watch.handler, watch.at, watch.outcome = print, ONE, ValueError()
     watch.clear()
 
-    assert (watch.handler, watch.at, watch.outcome) == (None, None, None)
+    assert [watch.handler, watch.at, watch.outcome] == [None] * 3
 
 
 # What a source is told by the workers

@@ -192,8 +192,7 @@ def test_thread_that_has_looked_long_ago_takes_no_step_back() -> None:
 
     lifecycle._followed_by = ReadSlowly(start)
 
-    assert lifecycle.phase is Phase.STARTING
-    assert lifecycle.phase is Phase.RUNNING
+    assert [lifecycle.phase, lifecycle.phase] == [Phase.STARTING, Phase.RUNNING]
 
 
 def test_threads_that_decide_at_once_agree() -> None:
