@@ -277,7 +277,7 @@ def test_what_is_unwatched_before_its_first_turn_is_left_alone(
     poller.collect(0)
 
     assert station.drains == 0
-    assert not poller.has_pairs
+    assert not poller.pairs
 
 
 def test_what_held_more_than_its_socket_shows_is_left_alone_once_it_is_unwatched(
