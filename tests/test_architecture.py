@@ -29,10 +29,34 @@ from tests.support.sources import (
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pgsignals"
 
+# A room imports from the rooms above it only; a module outside of any is a room of its own.
+ROOMS = [
+    "errors",  # what users catch
+    "_pure",  # no socket, thread or clock
+    "_runtime",  # what the process does around us
+    "embedded",  # a server for tests and demos
+    "_wire",  # knows psycopg and sockets
+    "manager",
+    "database",
+    "_durable",  # durable channels on the server
+    "_sending",  # what leaves in transactions of the caller's own
+    "_sources",  # where notifications come from
+    "_dispatch",  # from the backlog to the handlers, and the outcome back
+    "signals",
+    "_engine",  # one life of a reactor
+    "reactor",
+    "testing",
+    "telemetry",
+    "demo",
+    "cli",
+    "__init__",
+    "__main__",
+]
+
 # A module imports from the lines above its own only.  A new module needs a place here.
 LEVELS: list[set[str]] = [
-    {"errors", "_pure", "_runtime", "_wire", "_sources", "_dispatch", "_engine"},
-    {"_durable", "_sending"},
+    {"errors", "_pure", "_runtime", "_wire", "_durable", "_sending"},
+    {"_sources", "_dispatch", "_engine"},
     {"_pure.backoff", "_pure.conninfo", "_pure.decode", "_pure.metrics"},
     {"_pure.states.table", "_pure.values"},
     {"_pure.burst", "_pure.names"},
@@ -43,11 +67,11 @@ LEVELS: list[set[str]] = [
     {"_pure.lanes", "_pure.publishing"},
     {"_pure.order"},
     {"_runtime.fork", "_runtime.log", "_runtime.program", "_runtime.reentry", "_runtime.shared"},
-    {"_wire.borrowed", "_wire.encodings", "_wire.farewell"},
-    {"_wire.callers", "_wire.waker", "embedded._processes"},
-    {"_wire.arrivals", "_wire.descriptor", "_wire.hooks", "_wire.notifies", "_wire.results"},
+    {"embedded._processes"},
     {"embedded._binaries"},
     {"embedded"},
+    {"_wire.borrowed", "_wire.callers", "_wire.encodings", "_wire.farewell", "_wire.waker"},
+    {"_wire.arrivals", "_wire.descriptor", "_wire.hooks", "_wire.notifies", "_wire.results"},
     {"_wire.poller", "_wire.session"},
     {"_wire.opening"},
     {"_wire.access"},
@@ -55,23 +79,22 @@ LEVELS: list[set[str]] = [
     {"_wire.entries"},
     {"manager"},
     {"database"},
-    {"_durable.schema", "_sending.publish"},
-    {"_sources.counters", "_sources.reports"},
-    {"_dispatch.checks", "_dispatch.handlers", "_dispatch.handover"},
-    {"_dispatch.backlog"},
-    {"_dispatch.connected"},
-    {"_dispatch.ordered"},
-    {"signals"},
-    {"_dispatch.calls"},
-    {"_dispatch.workers"},
-    {"_sources.errands"},
-    {"_sources.intake"},
-    {"_sources.upkeep"},
+    {"_durable.schema"},
+    {"_sending.publish"},
+    {"_sources.counters", "_sources.errands", "_sources.reports"},
+    {"_sources.intake", "_sources.upkeep"},
     {"_sources.asking"},
     {"_sources.probing"},
     {"_sources.setup"},
     {"_sources.registering"},
     {"_sources.listen"},
+    {"_dispatch.checks", "_dispatch.handlers", "_dispatch.handover"},
+    {"_dispatch.backlog"},
+    {"_dispatch.connected"},
+    {"_dispatch.ordered"},
+    {"_dispatch.calls"},
+    {"_dispatch.workers"},
+    {"signals"},
     {"_engine.config", "_engine.ending", "_engine.interest"},
     {"_engine.announcing", "_engine.finishing", "_engine.mailbox"},
     {"_engine.reader"},
@@ -83,7 +106,8 @@ LEVELS: list[set[str]] = [
     {"testing._handlers", "testing._proxy", "testing._sessions"},
     {"testing._capture"},
     {"testing"},
-    {"demo._shop", "telemetry"},
+    {"telemetry"},
+    {"demo._shop"},
     {"demo._view"},
     {"demo"},
     {"demo.__main__"},
@@ -186,6 +210,18 @@ def test_module_imports_from_lower_levels_only(source: Source) -> None:
 
     assert not source.has_relative_import
     assert upward(source, LEVEL_OF, source.imports) == set()
+
+
+def test_levels_are_in_the_order_of_the_rooms() -> None:
+    packages = {room for room in ROOMS if any(name.startswith(f"{room}.") for name in LEVEL_OF)}
+    rooms = [
+        ROOMS.index(name.partition(".")[0])
+        for modules in LEVELS
+        for name in sorted(modules)
+        if name not in packages or name in ("cli", "demo", "embedded", "testing")
+    ]
+
+    assert rooms == sorted(rooms)
 
 
 @each_module
