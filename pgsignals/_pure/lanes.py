@@ -269,12 +269,16 @@ class Lane:
     def __init__(self, source: Source | None, channel: str | None) -> None:
         self.source = source
         self.channel = channel
+
+        # Guarded by the backlog's lock.
         self.items: deque[Segment | Announcement] = deque()
-        self.taken: list[Notification] = []  # what its worker has taken at once
-        self.held: Iterator[Notification] = iter(())  # those of them that it has not begun
-        self.busy = False
-        self.queued = False
+        self.busy = False  # a worker runs it
+        self.queued = False  # it is ready, and no worker has it yet
         self.at: Announcement | None = None  # the one it has reached and waits for
+
+        # Set with the lock by the worker that runs it; that worker advances held without.
+        self.taken: list[Notification] = []  # at once
+        self.held: Iterator[Notification] = iter(())  # those of them that it has not begun
 
     def is_next_of(self, channel: str | None) -> bool:
         """Whether what follows the notification that its worker has just begun may be of *channel*,
