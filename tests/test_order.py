@@ -131,12 +131,16 @@ def test_lane_that_is_made_while_an_announcement_waits_begins_with_it() -> None:
 
 def test_announcement_of_other_channels_holds_up_nothing() -> None:
     bench = Bench()
-    bench.put("a1")
+    bench.put("a1 b1")
     bench.announce("gap", {"a"})
-    bench.put("b1 a2")
+    bench.put("b2 c1 a2")
+    bench.step()
+    bench.step()
 
-    assert bench.ready_lanes == {"a", "b"}
-    assert bench.run() == ["a1", "b1", "gap", "a2"]
+    assert bench.ran == ["a1", "b1"]
+    assert bench.ready_lanes == {"b", "c"}  # and not a, which waits for the gap
+    assert sorted(bench.run()[2:]) == ["a2", "b2", "c1", "gap"]
+    assert bench.ran.index("gap") < bench.ran.index("a2")
 
 
 def test_announcement_that_a_lane_joins_while_it_is_ready_waits_for_that_lane() -> None:
