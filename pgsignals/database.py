@@ -166,7 +166,7 @@ class Database:
     def _give_back(self, session: Session, *, midway: bool) -> None:
         try:
             if self._listening and not midway:
-                session.query(listen_sql(unlisten=self._listening))
+                session.query(listen_sql(unlisten=filter(session.texts.can_say, self._listening)))
         except Exception:  # noqa: BLE001 - a transaction of its owner, or it is gone: no matter
             pass
         session.release()

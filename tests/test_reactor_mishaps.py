@@ -26,6 +26,7 @@ from pgsignals._engine import reader as _reader
 from pgsignals._engine.announcing import Announcer
 from pgsignals._engine.interest import Interest
 from pgsignals._pure import statements as _statements
+from pgsignals._pure.states import LISTENS_AT_ONCE
 from pgsignals._sources.asking import Asker
 from pgsignals._sources.listen import Link
 from pgsignals._sources.registering import Registrar
@@ -300,6 +301,41 @@ def test_name_that_one_client_encoding_cannot_hold_costs_no_other_channel_or_dat
             assert "client_encoding" in (first.last_error or "")
             assert [first.reconnects, second.reconnects] == [0, 0]
     assert caplog.text.count("client_encoding cannot hold") == 1
+
+
+def test_more_such_names_than_one_statement_takes_cost_no_other_channel(
+    dsn: str, channel: str, admin: Admin
+) -> None:
+    """They come first, and even the channel of the canaries behind them."""
+    heard: list[str] = []
+    many = [f"a\u2713{number}" for number in range(LISTENS_AT_ONCE + 1)]
+    with psycopg.connect(dsn, autocommit=True, client_encoding="latin1") as connection:
+        reactor = Reactor(Database.wrap(connection), channels=[*many, channel])
+        reactor.any_channel.connect(
+            lambda db, notification: heard.append(notification.channel), weak=False
+        )
+        with reactor:
+            admin.notify(channel)
+            wait_until(lambda: heard == [channel])
+
+
+def test_encoding_that_can_no_longer_hold_a_name_costs_the_owner_neither_reactor_nor_connection(
+    dsn: str, channel: str
+) -> None:
+    def handle(db: Database, notification: Notification) -> None:
+        """For a while."""
+
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        with Reactor(Database.wrap(connection), channels=[channel]) as reactor:
+            reactor.on_channel("\u2713", "\u2714")(handle)
+            connection.execute("SET client_encoding TO LATIN1")
+            reactor.channel("\u2713").disconnect(handle)
+            reactor.listen(f"{channel}_more")
+
+            assert reactor.status().databases[0].last_error is None
+        connection.execute("SET client_encoding TO UTF8")
+        left = connection.execute("SELECT pg_catalog.pg_listening_channels()").fetchall()
+    assert set(left) == {("\u2713",), ("\u2714",)}
 
 
 def test_bug_in_one_link_costs_its_session_alone_and_is_loud(

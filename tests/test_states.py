@@ -435,6 +435,16 @@ def test_channel_that_cannot_be_spoken_is_not_asked_for() -> None:
     assert one.next() == (["a", PROBE_CHANNEL], [])
 
 
+def test_registration_that_can_no_longer_be_named_stays_and_is_known() -> None:
+    one = Registrations()
+    one.acknowledged(["a", PROBE_CHANNEL])
+    assert one.next() == ([], ["a"])
+    one.unspeakable.add("a")
+
+    assert one.next() == ([], [])
+    assert one.all == {"a", PROBE_CHANNEL}
+
+
 def test_what_the_server_no_longer_names_is_missing_and_what_else_it_names_is_foreign() -> None:
     one = Registrations()
     one.acknowledged(["a", "b"])

@@ -445,8 +445,7 @@ class Link:
         if self._setup.lent:  # we do not know yet what its owner had set, and have changed nothing
             self._asker.end_with(lambda: None)
         elif not self.condition.exchange.pending:
-            ours = self.condition.registrations.ours
-            sql = "; ".join(filter(None, (listen_sql(unlisten=ours), UNGUARD)))
+            sql = "; ".join(filter(None, (listen_sql(unlisten=self._registrar.give_up()), UNGUARD)))
             self._asker.submit(sql, lambda _: None)
         else:  # after what is under way
             self._asker.end_with(self.give_back)

@@ -14,6 +14,7 @@ from pgsignals._sources.asking import Asker
 from pgsignals._sources.setup import heard
 from pgsignals._sources.upkeep import Upkeep
 from pgsignals._wire.results import Result
+from pgsignals._wire.session import Session
 
 logger = Log("pgsignals.reactor")
 
@@ -62,8 +63,7 @@ class Registrar:
             return
         if condition.exchange.pending:
             return  # its answer comes back here
-        listen, unlisten = condition.registrations.next()
-        listen = self._speakable(listen)
+        listen, unlisten = self._next()
         if listen or unlisten:
 
             def listened(_: list[Result]) -> None:
@@ -76,18 +76,25 @@ class Registrar:
         else:
             self.settle()
 
-    def _speakable(self, channels: list[str]) -> list[str]:
-        """Those of *channels* that the connection can name; its owner may have set its encoding."""
-        session = self._upkeep.session
-        if session is None or session.texts.can_say("".join(channels)):
-            return channels
-        lost = {channel for channel in channels if not session.texts.can_say(channel)}
-        self._condition.registrations.unspeakable |= lost
-        self._upkeep.warn(
-            f"channels that client_encoding cannot hold are not listened to: {sorted(lost)}; "
-            "SET client_encoding TO 'UTF8' on the wrapped connection"
-        )
-        return [channel for channel in channels if channel not in lost]
+    def _next(self) -> tuple[list[str], list[str]]:
+        """What the next statement must LISTEN and UNLISTEN, of what it can name."""
+        registrations, session = self._condition.registrations, self._upkeep.session
+        while True:
+            listen, unlisten = registrations.next()
+            lost = {*listen, *unlisten}.difference(speakable(session, [*listen, *unlisten]))
+            if not lost:
+                return listen, unlisten
+            registrations.unspeakable |= lost  # as far as they are active, they stay so
+            if not lost.isdisjoint(listen):
+                self._upkeep.warn(
+                    "channels that client_encoding cannot hold are not listened to: "
+                    f"{sorted(lost.intersection(listen))}; "
+                    "SET client_encoding TO 'UTF8' on the wrapped connection"
+                )
+
+    def give_up(self) -> list[str]:
+        """What must be UNLISTENed when the session goes back to its owner."""
+        return speakable(self._upkeep.session, self._condition.registrations.ours)
 
     def settle(self) -> None:
         """Everything that has been requested so far is acknowledged, or cannot be now."""
@@ -122,7 +129,7 @@ class Registrar:
             self._upkeep.access.name,
             len(missing),
         )
-        again = sorted(missing & registrations.target)
+        again = speakable(self._upkeep.session, sorted(missing & registrations.target))
         few = len(missing) <= LISTENS_AT_ONCE
         concerned = frozenset(missing - {PROBE_CHANNEL}) if few else None
 
@@ -138,3 +145,10 @@ class Registrar:
             self._asker.submit(listen_sql(again), restored)
         else:
             restored([])
+
+
+def speakable(session: Session | None, channels: list[str]) -> list[str]:
+    """Those of *channels* that a statement can name; an owner may have set the encoding."""
+    if session is None or session.texts.can_say("".join(channels)):
+        return channels
+    return [channel for channel in channels if session.texts.can_say(channel)]

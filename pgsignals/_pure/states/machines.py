@@ -318,7 +318,7 @@ class Registrations:
         """What the next statement must LISTEN and UNLISTEN; both empty if nothing is left to do."""
         target = self.target
         listen = sorted(target - self.active)[:LISTENS_AT_ONCE]
-        return listen, sorted(self.active - target)[:LISTENS_AT_ONCE]
+        return listen, sorted(self.active - target - self.unspeakable)[:LISTENS_AT_ONCE]
 
     def acknowledged(self, listen: Iterable[str], unlisten: Iterable[str] = ()) -> None:
         """The server has done so."""
