@@ -169,7 +169,9 @@ class Engine:
         """See :meth:`Reactor.status`.  Does not block."""
         life, workers = self.life, self.config.workers
         if life is None:
-            databases = tuple(_never_started(database) for database in self.config.databases)
+            databases = tuple(
+                DatabaseStatus(database.name, "stopped") for database in self.config.databases
+            )
             return Status(running=False, backlog=0, workers=workers, databases=databases)
         return Status(
             running=life.lifecycle.running,
@@ -204,22 +206,3 @@ class Engine:
         life = self.life
         if life is not None and not self.fork_guard.in_child and not runs_event_loop():
             life.wait_settled(life.reader.links)
-
-
-def _never_started(database: Database) -> DatabaseStatus:
-    return DatabaseStatus(
-        name=database.name,
-        state="stopped",
-        backend_id=None,
-        channels=(),
-        received=0,
-        dispatched=0,
-        dropped=0,
-        failed=0,
-        gaps=0,
-        reconnects=0,
-        last_received=None,
-        probe_seconds=None,
-        queue_usage=None,
-        last_error=None,
-    )

@@ -27,7 +27,7 @@ class Event:
     """
 
     id: int
-    """Unique in its schema, for ever: an idempotency key to pass on.  Not an order."""
+    """Unique in its schema, and never used again: an idempotency key to pass on.  Not an order."""
 
     channel: str
     """The channel that it was published on."""

@@ -1,4 +1,4 @@
-"""Statements on a session that nobody waits for: sent now, answered when the answer comes.
+"""Statements on a session that no thread waits for: sent now, answered when the answer comes.
 
 There is one at a time, and each says what follows its answer; that is never changed while the
 statement is under way.  Only the end of a link overrides it: see :meth:`Asker.end_with`.

@@ -63,40 +63,40 @@ class DatabaseStatus:
     state: StateName
     """``lost`` while it waits to try again."""
 
-    backend_id: int | None
+    backend_id: int | None = None
     """The server process of the listening session, None without one."""
 
-    channels: tuple[str, ...]
+    channels: tuple[str, ...] = ()
     """The channels that are listened to, without our own, sorted."""
 
-    received: int
+    received: int = 0
     """Notifications received, canaries not counted."""
 
-    dispatched: int
+    dispatched: int = 0
     """Notifications whose handlers have all returned."""
 
-    dropped: int
+    dropped: int = 0
     """Notifications dropped because the backlog was full."""
 
-    failed: int
+    failed: int = 0
     """Calls of handlers that raised, and payloads that a ``decode`` refused."""
 
-    gaps: int
+    gaps: int = 0
     """Gaps reported."""
 
-    reconnects: int
+    reconnects: int = 0
     """Sessions opened after the first one."""
 
-    last_received: float | None
+    last_received: float | None = None
     """When the last notification was received, as ``time.time()``; None before the first."""
 
-    probe_seconds: float | None
+    probe_seconds: float | None = None
     """How long the last round trip took; None before the first."""
 
-    queue_usage: float | None
+    queue_usage: float | None = None
     """``pg_notification_queue_usage()`` at the last round trip, 0.0 to 1.0."""
 
-    last_error: str | None
+    last_error: str | None = None
     """The last error in one line; it stays after recovery."""
 
 

@@ -46,7 +46,7 @@ class Host(Protocol):
 
 
 class Watcher(Protocol):
-    """What is told that a session was opened, closed or lent, or has collected something besides
+    """Is called when a session was opened, closed or lent, or has collected something besides
     its socket: the poller of a ``NotificationManager``."""
 
     def touched(self, watched: Any) -> None:

@@ -30,7 +30,7 @@ Exchange
 Canary
     A notification on a channel of our own, committed on another connection.  It shows that
     notifications get through, which an answered statement does not: a pooler may answer, and a
-    proxy may drop what nobody asked for.  While the link is idle one is sent every
+    proxy may drop what no client asked for.  While the link is idle one is sent every
     ``probe_interval``; those of other reactors count, too.
 
         RESTING ──ask──► ASKED ──committed──► SENT ──late──► DOUBTED ──round trip──► TRIED
