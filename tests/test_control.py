@@ -115,3 +115,24 @@ def test_control_session_that_opens_after_the_end_is_closed_and_notifies_nobody(
     assert all(connection.closed for connection in slow.connections)
     admin.notify(channel, "mark")
     assert payloads(take(witness, 1)) == ["mark"]
+
+
+def test_nothing_is_opened_for_what_is_still_to_be_sent_after_the_end(dsn: str) -> None:
+    """A finalizer may have left thousands of notifications, each of which would connect."""
+    opened: list[Any] = []
+
+    def connect() -> Any:
+        opened.append(psycopg.connect(dsn, autocommit=True))
+        return opened[-1]
+
+    control = Control(Access(connect=connect), lambda: None)
+    control.notify([("a", "in time")])
+    for number in range(3):
+        control.post([("a", str(number))])
+    control.begin_close()
+    control.close(time.monotonic() + PATIENCE)
+    control.send_posted()
+
+    with pytest.raises(ClosedError, match="has stopped"):
+        control.notify([("a", "too late")])
+    assert len(opened) == 1

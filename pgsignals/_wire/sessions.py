@@ -212,11 +212,12 @@ class Control:
         self._run(lambda session: session.query(CANARY))
 
     def _open_session(self) -> Session:
-        session = self._beside.renewed()
-        if self._closed and self._beside.fresh:
+        if not self._closed or self._beside.session is not None:
+            session = self._beside.renewed()
+            if not (self._closed and self._beside.fresh):
+                return session
             self._beside.drop()
-            raise ClosedError(f"the reactor that served {self._access.name} has stopped")
-        return session
+        raise ClosedError(f"the reactor that served {self._access.name} has stopped")
 
     # -- the reader's side -----------------------------------------------------------------------
 
