@@ -14,7 +14,7 @@ import pytest
 from pgsignals._dispatch import workers
 from pgsignals._dispatch.backlog import RUN, Backlog
 from pgsignals._dispatch.calls import Calls, Route, Routes, Steps, Watch
-from pgsignals._dispatch.ordered import OrderedSignal, ReactorSignal
+from pgsignals._dispatch.ordered import Call, OrderedSignal, ReactorSignal, changes
 from pgsignals._dispatch.workers import Workers
 from pgsignals._pure.burst import Burst
 from pgsignals._pure.lanes import Drops, Outcome
@@ -120,6 +120,21 @@ def test_route_is_kept_until_something_changes(bench: Bench) -> None:
     bench.own.on_channel("b")(bench.handle("b"))
     bench.routes.forget_stale()
     assert bench.routes.of(bench.spring) == {}
+
+
+def test_route_that_something_changes_while_it_is_resolved_is_stale() -> None:
+    """Such as a finalizer, or another thread: what it changes may not be in the route."""
+
+    class Changing:
+        arounds = ()
+
+        def calls_for(self, _: str, __: Any) -> list[Call]:
+            changes.note()
+            return []
+
+    routes = Routes((Changing(),), ReactorSignal("any_channel", None))
+
+    assert routes.resolve(Spring(), "a").made_at < changes.count
 
 
 def test_only_handler_that_is_called_as_it_is_is_the_fast_way(bench: Bench) -> None:

@@ -293,3 +293,38 @@ def test_what_held_more_than_its_socket_shows_is_left_alone_once_it_is_unwatched
     poller.unwatch(station)
     poller.collect(0)
     assert station.drains == drains + 1
+
+
+def test_socket_of_an_earlier_session_is_no_longer_looked_at(poller: Stations, make: Make) -> None:
+    station, other = make(), make()
+    poller.watch(station)
+    poller.collect(0)
+    station._ours, other._ours = other._ours, station._ours
+    poller.watch(station)
+    poller.collect(0)
+    drains = station.drains
+
+    station._theirs.send(b"\0")  # what is connected to it is now the other's
+    poller.collect(0)
+
+    assert station.drains == drains
+
+
+def test_what_its_own_drain_touches_waits_for_the_next_turn(
+    poller: Stations, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    station = make()
+    poller.watch(station)
+    poller.collect(0)
+    drain, drains = station.drain, station.drains
+
+    def touching() -> list[Notification]:
+        if station.drains < drains + 10:
+            poller.touched(station)
+        return drain()
+
+    monkeypatch.setattr(station, "drain", touching)
+    poller.touched(station)
+    poller.collect(0)
+
+    assert station.drains == drains + 1
