@@ -19,6 +19,7 @@ from pgsignals._dispatch.workers import Workers
 from pgsignals._pure.burst import Burst
 from pgsignals._pure.lanes import Drops, Outcome
 from pgsignals._pure.values import Notification
+from pgsignals._runtime import fork
 from pgsignals._runtime.fork import ForkGuard
 from pgsignals.signals import Channels
 from tests.support.waiting import PATIENCE
@@ -226,6 +227,19 @@ def test_handler_that_is_disconnected_meanwhile_is_not_called(bench: Bench) -> N
 
 
 # An event loop as another crew
+
+
+def test_child_that_a_handler_has_forked_makes_none_of_the_other_calls(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @bench.own.on_channel("a")
+    def forks(_: object, notification: Notification) -> None:
+        bench.spring.record.append("forks")
+        monkeypatch.setattr(fork, "_generation", fork._generation + 1)  # as in the child
+
+    bench.own.on_channel("a")(bench.handle("later"))
+
+    assert bench.deliver(ONE, TWO) == ["forks"]
 
 
 def test_event_loop_makes_the_same_calls_with_an_await(bench: Bench) -> None:

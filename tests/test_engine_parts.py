@@ -8,10 +8,11 @@ from collections.abc import Callable
 
 import pytest
 
-from pgsignals import Database
+from pgsignals import Database, Reactor
 from pgsignals._dispatch.workers import work_for
 from pgsignals._engine.ending import Ending
 from pgsignals._engine.interest import Interest
+from pgsignals._engine.life import Life
 from pgsignals._engine.mailbox import Mailbox
 from pgsignals._pure.phases import Event, Lifecycle
 from pgsignals.signals import Channels
@@ -189,3 +190,29 @@ def test_changes_of_many_threads_all_count() -> None:
         one.result()
 
     assert len(interest.wanted(database)) == 800
+
+
+# The reader
+
+
+def test_request_that_comes_while_the_reader_does_what_is_due_is_taken_up_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reactor = Reactor("host=localhost")
+    engine = reactor._engine
+    reader = Life(reactor, engine.config, engine.interest, engine.channels).reader
+    asked: list[object] = []
+
+    def wanted(link: object) -> set[str]:
+        asked.append(link)
+        reader.wake()  # the turn need not wait for anything
+        return set()
+
+    monkeypatch.setattr(reader.events, "wanted", wanted)
+    monkeypatch.setattr(reader.events, "check_workers", lambda _: reader.mailbox.request())
+    reader._turn()
+    assert asked == []
+
+    reader._turn()
+    assert asked == reader.links
+    reader.close(0.0)

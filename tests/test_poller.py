@@ -173,10 +173,12 @@ def test_no_session_counts_as_an_end(poller: Stations, make: Make) -> None:
     station = make()
     station.absent = True
     poller.watch(station)
+    began = time.monotonic()
 
     poller.collect(LONG)
 
     assert list(poller.ended) == [station]
+    assert time.monotonic() - began < LONG
 
 
 @pytest.mark.parametrize("error", [OSError, ZeroDivisionError, LookupError])
