@@ -195,6 +195,15 @@ def test_batch_is_told_as_a_whole_and_refused_payloads_one_by_one(bench: Bench) 
     ]
 
 
+def test_batch_of_refused_payloads_alone_is_no_call(bench: Bench) -> None:
+    bench.own.on_channel("a", decode=json.loads, batch=True)(bench.handle("batch"))
+
+    assert bench.deliver(Notification("a", "x", 7)) == [
+        (["x"], "JSONDecodeError"),
+        "handler_failed",
+    ]
+
+
 def test_failure_of_a_receiver_of_the_reactor_is_told_without_notifications(bench: Bench) -> None:
     lost = OrderedSignal()
     lost.connect(bench.handle("lost", fails=True), weak=False)

@@ -572,11 +572,12 @@ def test_stop_from_many_threads_ends_once(dsn: str) -> None:
     assert ended == [None]
 
 
-def test_later_stop_may_be_more_impatient(dsn: str, channel: str) -> None:
+@pytest.mark.parametrize("seconds", [None, 60.0])
+def test_later_stop_may_be_more_impatient(dsn: str, channel: str, seconds: float | None) -> None:
     reactor = Reactor(dsn, name=f"pgsignals-{channel}")
     reactor.start()
     with stuck(reactor, channel):
-        patient = Background(reactor.stop)
+        patient = Background(reactor.stop, seconds)
         wait_until(lambda: reactor.status().databases[0].state == "stopped")
         assert patient.running
         assert reactor.stop(0) is False

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import pgsignals
 from pgsignals import Database, signals
 from pgsignals._dispatch.connected import Options
-from pgsignals._dispatch.ordered import OrderedSignal, changes, restore, state_of
+from pgsignals._dispatch.ordered import OrderedSignal, changes, id_of, restore, state_of
 from pgsignals._runtime.shared import Shared
 from pgsignals.errors import ChannelNameError
 from pgsignals.signals import Channels, ChannelSignal
@@ -591,6 +591,22 @@ RESOLVING: dict[str, Callable[[Channels, ChannelSignal], object]] = {
     "restore": lambda _, orders: restore(orders, state_of(orders)),
     "handlers_for": lambda channels, _: channels.handlers_for(["db"]),
 }
+
+
+def test_late_news_of_what_was_collected_costs_no_other_that_has_its_id_now() -> None:
+    signal, sender = OrderedSignal(), Database()
+
+    def receiver(_: object) -> None: ...
+
+    signal.connect(receiver, sender=sender)
+    signal._when_collected(id_of(receiver))("the reference to an earlier receiver")
+    earlier = signal._named(sender, id_of(sender))[id_of(sender)]
+    assert earlier is not None
+    assert earlier.__callback__ is not None
+    earlier.__callback__(earlier)
+
+    assert list(signal.receivers_for(sender)) == [receiver]
+    assert signal.has_receivers_for(sender)
 
 
 @pytest.mark.parametrize("what", RESOLVING)
