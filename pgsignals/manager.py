@@ -273,9 +273,6 @@ class NotificationManager:
     def _follow_members(self) -> None:
         self._changed = False
         members = set(self._connections)  # a copy: other threads may change it
-        for entry in self._poller.ending:
-            if entry.is_open_again:
-                del self._entries[entry.member]
         for member in self._entries.keys() - members:
             self._poller.unwatch(entry := self._entries.pop(member))
             entry.leave()
@@ -289,9 +286,10 @@ class NotificationManager:
             entry = self._poller.ended.popleft()
             entry.leave()
             if self._entries.get(entry.member) is not entry:
-                continue  # removed, or open again
+                continue  # removed
             del self._entries[entry.member]
-            if entry.member in self._connections:
+            # Else it may have been opened and added again before its last pair was taken.
+            if entry.member in self._connections and not self._changed:
                 set.discard(self._connections, entry.member)  # without waking ourselves
                 self.garbage.add(entry.member)
 

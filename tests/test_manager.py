@@ -1181,6 +1181,26 @@ def test_adding_takes_a_reopened_connection_out_of_garbage(
 
 
 @pytest.mark.spec("6.10", "N19")
+def test_connection_that_is_added_again_before_its_last_pair_is_taken_is_watched(
+    station: Station, listener: Database, channel: str, admin: Admin
+) -> None:
+    manager = NotificationManager(station, listener, timeout=0)
+    assert list(manager) == []
+    manager.settimeout(LONG)
+    admin.notify(channel, "1")
+    kill_listener(listener)
+    station.send("first")
+
+    assert next(manager) == (station, [("air", "first", 1)])
+    listener.open().listen(channel)
+    manager.connections.add(listener)
+    assert next(manager) == (listener, [(channel, "1", admin.pid)])
+    admin.notify(channel, "2")
+    assert next(manager) == (listener, [(channel, "2", admin.pid)])
+    assert manager.garbage == set()
+
+
+@pytest.mark.spec("6.10", "N19")
 @each_timeout
 def test_adding_a_dead_connection_puts_it_back_into_garbage(
     listener: Database, timeout: float | None

@@ -58,11 +58,6 @@ class Entry:
         drained = self.member.drain()
         return drained if type(drained) is list else list(drained)
 
-    @property
-    def is_open_again(self) -> bool:
-        """Whether it has another session since it ended."""
-        return False
-
     def leave(self) -> None:
         """It is not watched any more."""
 
@@ -88,10 +83,6 @@ class DatabaseEntry(Entry):
 
     def drain(self) -> list[Notification]:
         return self._custody.drain()
-
-    @property
-    def is_open_again(self) -> bool:
-        return not self._custody.closed
 
     def touched(self, _: object) -> None:
         """See :class:`.custody.Watcher`."""

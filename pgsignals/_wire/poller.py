@@ -159,12 +159,6 @@ class Poller(Generic[W, A]):
         self._resting.pop(watched, None)
         self._more.discard(watched)
 
-    @property
-    def ending(self) -> frozenset[W]:
-        """Those that are no longer watched, as they have ended, but whose arrivals have not been
-        taken."""
-        return frozenset(self._ending)
-
     def take(self) -> tuple[W, A]:
         """The oldest that has been collected: what was watched, and what arrived there.
 
