@@ -27,6 +27,7 @@ from pgsignals._dispatch.ordered import OrderedSignal
 from pgsignals._dispatch.workers import Workers
 from pgsignals._pure.burst import Burst
 from pgsignals._pure.lanes import Announcement, Drops, Outcome, Policy, Segment
+from pgsignals._pure.order import Order
 from pgsignals._pure.values import Notification
 from pgsignals._sources.counters import Counters
 from pgsignals.signals import Channels
@@ -341,6 +342,26 @@ def test_oldest_is_dropped_whatever_its_channel(workers: int) -> None:
 
     assert {text for text in told if isinstance(text, str)} == {"a4", "b5", "a6", "b7"}
     assert [drops.count for drops in line.drops] == [4]
+
+
+def test_what_a_failed_worker_gives_back_is_still_the_oldest() -> None:
+    lanes: list[Any] = []
+    order = Order(parallel=True, ready=lanes.append, report=lambda *_: None)
+    source = Origin([])
+    order.put(source, Burst([Notification("a", "a1", 1)]), moment(0), moment(1))
+    segment = order.first_segment(lanes[0])
+    assert segment is not None
+    lanes[0].busy = True
+    held = segment.take(1)
+    order.queued -= 1
+    order.put(source, Burst([Notification("b", "b1", 1)]), moment(1), moment(2))
+    order.put_back(lanes[0], segment, held)
+    dropped: list[Notification] = []
+
+    order.drop(1, lambda _, some: dropped.extend(some))
+
+    assert [one.payload for one in dropped] == ["a1"]
+    assert order.queued == 1
 
 
 def test_oldest_is_dropped_also_with_a_batching_channel() -> None:

@@ -593,6 +593,21 @@ RESOLVING: dict[str, Callable[[Channels, ChannelSignal], object]] = {
 }
 
 
+def test_sender_whose_last_receiver_was_collected_is_known() -> None:
+    """A gap is lost then, and a warning says why."""
+    signal, sender, other = OrderedSignal(), Database(), Database()
+
+    def receiver(_: object) -> None: ...
+
+    signal.connect(receiver, sender=sender)
+    assert not state_of(signal).has_forgotten(id_of(sender))
+    del receiver
+    gc.collect()
+
+    assert state_of(signal).has_forgotten(id_of(sender))
+    assert not state_of(signal).has_forgotten(id_of(other))
+
+
 def test_late_news_of_what_was_collected_costs_no_other_that_has_its_id_now() -> None:
     signal, sender = OrderedSignal(), Database()
 
