@@ -79,6 +79,16 @@ def test_control_session_is_opened_anew_after_a_loss(control: Control, access: A
     assert backend(control) == second
 
 
+def test_control_session_that_was_killed_while_it_was_not_in_use_is_opened_anew(
+    control: Control, admin: Admin
+) -> None:
+    first = backend(control)
+    admin.execute("SELECT pg_catalog.pg_terminate_backend(%s)", first)
+    wait_until(lambda: first not in admin.sessions())
+
+    assert backend(control) != first
+
+
 class Slow:
     """A ``connect=`` whose calls after the first wait for :attr:`go_on`."""
 

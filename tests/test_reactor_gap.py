@@ -15,6 +15,7 @@ import pytest
 from pgsignals import ConnectionLostError, Database, Gap, Notification, Reactor
 from pgsignals._pure.burst import Burst
 from pgsignals._pure.lanes import Hold
+from pgsignals._sources import registering
 from pgsignals.embedded import Postgres
 from pgsignals.testing import Proxy
 from tests.support.admin import Admin
@@ -573,6 +574,20 @@ def test_registrations_that_somebody_took_away_are_told_and_mended(
             assert record.arrived == ["heard"]
             assert record.kinds == ["gap", "notification"]
             assert reactor.status().databases[0].channels == tuple(sorted([channel, "another"]))
+
+
+def test_gap_of_more_lost_registrations_than_one_statement_names_is_of_all_channels(
+    dsn: str, channel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registering, "LISTENS_AT_ONCE", 2)  # which are three with the canaries'
+    with psycopg.connect(dsn, autocommit=True, application_name="tests") as connection:
+        database = Database.wrap(connection)
+        with Reactor(database, channels=[channel, "another"], probe_interval=0.1) as reactor:
+            record = Record(reactor)
+            connection.execute("UNLISTEN *")
+            (gap,) = record.await_gaps(1)
+
+    assert (gap.reason, gap.channels) == ("unlistened", None)
 
 
 def test_gap_of_lost_registrations_begins_before_them_whatever_canaries_come_in_between(

@@ -592,6 +592,21 @@ def test_probing_goes_on_without_what_the_server_refuses(
     assert caplog.text.count("continuing without what the server refuses") == 1
 
 
+def test_what_one_session_was_refused_is_tried_again_on_the_next(
+    poor: Callable[..., str], postgres: Postgres, admin: Admin, channel: str
+) -> None:
+    dsn = poor("pg_notification_queue_usage()")
+    with Reactor(dsn, channels=[channel], probe_interval=0.1, probe_timeout=5.0) as reactor:
+        refused = reactor.status().databases[0]
+        assert "watching the queue" in str(refused.last_error)
+        grant = "GRANT EXECUTE ON FUNCTION pg_catalog.pg_notification_queue_usage() TO PUBLIC"
+        with psycopg.connect(postgres.dsn_for("hardened"), autocommit=True) as boss:
+            boss.execute(grant)
+        admin.execute("SELECT pg_catalog.pg_terminate_backend(%s)", refused.backend_id)
+
+        wait_until(lambda: reactor.status().databases[0].queue_usage is not None)
+
+
 def test_what_is_refused_while_it_runs_is_no_loss(
     poor: Callable[..., str], channel: str, caplog: pytest.LogCaptureFixture
 ) -> None:
