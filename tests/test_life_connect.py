@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from pgsignals import ConnectError, Database, Notification, Reactor
 from tests.support.admin import Admin
-from tests.support.waiting import wait_until
+from tests.support.waiting import AT_ONCE, Background, wait_until
 
 SECRET = "hvs.CANARY"
 URL = f"https://vault/v1/creds?token={SECRET}"
@@ -154,3 +155,27 @@ def test_reason_that_is_the_systems_or_the_servers_is_told(dsn: str, admin: Admi
     assert told["OSError"] == f"{name}: connect failed: ConnectionRefusedError: Connection refused"
     assert told["gaierror"] == f"{name}: connect failed: gaierror: Name or service not known"
     assert "password authentication failed" in told["server"]
+
+
+def exiting() -> Any:
+    """As a program does that misses a setting."""
+    sys.exit(f"no {SECRET}")
+
+
+def test_connect_that_exits_fails_the_start_at_once() -> None:
+    start = Background(Reactor(Database(connect=exiting)).start)
+
+    with pytest.raises(ConnectError, match="connect= raised SystemExit"):
+        start.result(AT_ONCE)
+
+
+def test_connect_that_exits_is_a_canary_that_cannot_be_sent(dsn: str) -> None:
+    first = [psycopg.connect(dsn, autocommit=True)]
+    reactor = Reactor(Database(connect=lambda: first.pop() if first else exiting()))
+    try:
+        Background(reactor.start).result(AT_ONCE)
+        error = reactor.status().databases[0].last_error
+
+        assert error == "no canary could be sent: connect= raised SystemExit"
+    finally:
+        reactor.stop()

@@ -14,7 +14,7 @@ from pgsignals._pure.statements import PARTS, QUEUE_HOLDERS, describe_holder, ro
 from pgsignals._pure.states import State
 from pgsignals._runtime.log import Log
 from pgsignals._sources.asking import Asker
-from pgsignals._sources.upkeep import Upkeep, bare
+from pgsignals._sources.upkeep import Upkeep, as_exception, bare
 from pgsignals._wire.opening import needs_care
 from pgsignals._wire.results import Result
 from pgsignals._wire.session import Session
@@ -113,7 +113,7 @@ class QueueWatch:
         """On a thread of its own, as it asks who keeps the server from emptying the queue."""
         try:
             holders = [describe_holder(row) for row in self._control.query(QUEUE_HOLDERS)]
-        except Exception as exc:  # noqa: BLE001 - a user's connect= may be in it
+        except BaseException as exc:  # noqa: BLE001 - a user's connect= may be in it
             holders = [f"unknown: {type(exc).__name__}"]
         logger.warning(
             "%s: the notification queue is %.0f %% full; when it is full, every NOTIFY "
@@ -155,8 +155,8 @@ class CanaryKeeper:
             error: Exception | None = None
             try:
                 self._control.canary()
-            except Exception as exc:  # noqa: BLE001 - a user's connect= may be in it
-                error = exc
+            except BaseException as exc:  # noqa: BLE001 - a user's connect= may be in it
+                error = as_exception(exc, upkeep.access.name)
             upkeep.command(lambda: self._sent(session, now, error))
 
         upkeep.spawn("canary", run, lambda exc: self._sent(session, now, exc))

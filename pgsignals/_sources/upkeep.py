@@ -137,8 +137,8 @@ class Upkeep:
             session = None
             try:
                 session = self.access.open(attempts.limit)
-            except Exception as exc:  # noqa: BLE001 - whatever a user's connect= raises
-                error = exc
+            except BaseException as exc:  # noqa: BLE001 - whatever a user's connect= raises
+                error = as_exception(exc, self.access.name)
             self.command(lambda: self._opened(number, session, error))
 
         self.spawn("connect", run, lambda exc: self._opened(number, None, exc))
@@ -275,3 +275,14 @@ class Upkeep:
 def bare(text: str, name: str) -> str:
     """*text* without the *name* of its database, which precedes it in the log."""
     return text.removeprefix(f"{name}: ")
+
+
+def as_exception(raised: BaseException, name: str) -> Exception:
+    """What a user's ``connect=`` has raised on a thread of ours, where ``sys.exit()`` ends that
+    thread alone: it is a failure like any other.
+
+    :param name: of the database.
+    """
+    if isinstance(raised, Exception):
+        return raised
+    return ConnectError(f"{name}: connect= raised {type(raised).__name__}")

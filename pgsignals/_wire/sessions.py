@@ -200,7 +200,7 @@ class Control:
             try:
                 while self._posted:
                     self.notify(self._posted.popleft())
-            except Exception as exc:  # noqa: BLE001 - a user's connect= may be in it
+            except BaseException as exc:  # noqa: BLE001 - a user's connect= may be in it
                 kind = type(exc).__name__
                 message = "%s: a notification from a finalizer or signal handler was not sent (%s)"
                 logger.warning(message, self._access.name, kind)
