@@ -180,3 +180,207 @@ BEGIN
     RETURN published;
 END
 $publish_many$;
+
+-- Groups, and how far each has read.
+
+CREATE DOMAIN {schema}.group_name AS pg_catalog.text
+    CONSTRAINT group_has_1_to_63_bytes CHECK (
+        pg_catalog.octet_length(value) OPERATOR(pg_catalog.>=) 1
+        AND pg_catalog.octet_length(value) OPERATOR(pg_catalog.<=) 63
+    );
+
+CREATE TABLE {schema}.consumer_group (
+    id pg_catalog.int4 NOT NULL PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+    channel {schema}.channel NOT NULL,
+    name {schema}.group_name NOT NULL,
+    created_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    UNIQUE (channel, name)
+);
+
+-- A lease is a set of slots of one group, with one position.  What is visible in s1 is done; what is
+-- visible in s2 and not in s1 is the batch under way, done up to last_id.  Without s2 there is none.
+CREATE TABLE {schema}.lease (
+    id pg_catalog.int8 NOT NULL PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+    group_id pg_catalog.int4 NOT NULL REFERENCES {schema}.consumer_group ON DELETE CASCADE,
+    slots pg_catalog.int8 NOT NULL,
+    s1 pg_catalog.pg_snapshot NOT NULL,
+    s2 pg_catalog.pg_snapshot,
+    last_id pg_catalog.int8 NOT NULL DEFAULT 0,
+    owner pg_catalog.text,
+    epoch pg_catalog.int8 NOT NULL DEFAULT 0,
+    until pg_catalog.timestamptz NOT NULL DEFAULT '-infinity'::pg_catalog.timestamptz
+) WITH (
+    fillfactor = 20,
+    autovacuum_vacuum_scale_factor = 0,
+    autovacuum_vacuum_threshold = 500,
+    autovacuum_vacuum_cost_delay = 0
+);
+
+ALTER TABLE {schema}.lease ALTER s1 SET STORAGE MAIN, ALTER s2 SET STORAGE MAIN;
+
+CREATE INDEX lease_group ON {schema}.lease (group_id);
+
+-- The next page of the batch from s1 to s2, after last_id; without s2 a batch begins.  Every row
+-- repeats s2 and, for a large batch, the bounds of its ids, lo and hi, which the next call is given
+-- back.  A page that is not full ends the batch; one that is empty is a row without an id.
+--
+-- It refuses a transaction that has written, whose own events would count as read, and a position
+-- from the future, which another cluster or a lost transaction has left.  Plans are forced, as the
+-- planner knows nothing of the distribution of xid8: it would sort the whole batch for each page.
+CREATE FUNCTION {schema}.fetch(
+    channel pg_catalog.text,
+    slots pg_catalog.int8,
+    s1 pg_catalog.pg_snapshot,
+    s2 pg_catalog.pg_snapshot,
+    last_id pg_catalog.int8,
+    lo pg_catalog.int8,
+    hi pg_catalog.int8,
+    most pg_catalog.int4,
+    few pg_catalog.int4 DEFAULT 4000
+) RETURNS TABLE (
+    batch pg_catalog.pg_snapshot,
+    low pg_catalog.int8,
+    high pg_catalog.int8,
+    id pg_catalog.int8,
+    key pg_catalog.text,
+    slot pg_catalog.int2,
+    published_at pg_catalog.timestamptz,
+    headers pg_catalog.jsonb,
+    payload pg_catalog.text
+) LANGUAGE plpgsql
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET enable_sort = off
+SET enable_incremental_sort = off
+SET max_parallel_workers_per_gather = 0
+SET jit = off
+AS $fetch$
+#variable_conflict use_variable
+DECLARE
+    x1 pg_catalog.xid8;
+    x2 pg_catalog.xid8;
+    ended pg_catalog.xid8[];
+    found_few pg_catalog.int8;
+    given pg_catalog.int8;
+BEGIN
+    IF s2 IS NULL THEN
+        IF pg_catalog.pg_current_xact_id_if_assigned() IS NOT NULL THEN
+            RAISE EXCEPTION 'events cannot be fetched in a transaction that has written'
+                USING ERRCODE = 'object_not_in_prerequisite_state';
+        END IF;
+        s2 := pg_catalog.pg_current_snapshot();
+        last_id := 0;
+        lo := NULL;
+    END IF;
+    x1 := pg_catalog.pg_snapshot_xmax(s1);
+    x2 := pg_catalog.pg_snapshot_xmax(s2);
+    IF x1 OPERATOR(pg_catalog.>) x2 THEN
+        RAISE EXCEPTION 'the position is from the future: of another cluster, or of lost transactions'
+            USING ERRCODE = 'object_not_in_prerequisite_state';
+    END IF;
+    -- Those that ran in s1 and have ended since: probed one by one, as any list would be scanned.
+    ended := ARRAY(
+        SELECT r.xid FROM pg_catalog.pg_snapshot_xip(s1) AS r(xid)
+        WHERE pg_catalog.pg_visible_in_snapshot(r.xid, s2)
+    );
+    IF lo IS NULL THEN
+        SELECT pg_catalog.count(*) INTO found_few FROM (
+            SELECT 1 FROM {schema}.event AS e
+            WHERE e.channel OPERATOR(pg_catalog.=) channel
+            AND e.txid OPERATOR(pg_catalog.>=) x1 AND e.txid OPERATOR(pg_catalog.<) x2
+            LIMIT few OPERATOR(pg_catalog.+) 1
+        ) AS q;
+        IF found_few OPERATOR(pg_catalog.=) 0
+            AND pg_catalog.cardinality(ended) OPERATOR(pg_catalog.=) 0
+        THEN
+            batch := s2;
+            low := 0;
+            RETURN NEXT;
+            RETURN;
+        END IF;
+        lo := 0;
+        hi := NULL;
+        IF found_few OPERATOR(pg_catalog.>) few THEN
+            SELECT pg_catalog.max(e.id) INTO hi FROM {schema}.event AS e
+            WHERE e.channel OPERATOR(pg_catalog.=) channel
+            AND e.txid OPERATOR(pg_catalog.>=) x1 AND e.txid OPERATOR(pg_catalog.<) x2;
+            IF last_id OPERATOR(pg_catalog.>) 0 THEN
+                lo := last_id;
+            ELSE  -- OFFSET 0: else the planner walks the primary key through all of history
+                SELECT pg_catalog.min(q.id) OPERATOR(pg_catalog.-) 1 INTO lo FROM (
+                    SELECT e.id FROM {schema}.event AS e
+                    WHERE e.channel OPERATOR(pg_catalog.=) channel
+                    AND e.txid OPERATOR(pg_catalog.>=) x1 AND e.txid OPERATOR(pg_catalog.<) x2
+                    OFFSET 0
+                ) AS q;
+            END IF;
+        END IF;
+    END IF;
+    IF hi IS NULL THEN  -- few: by transaction, then sorted
+        RETURN QUERY
+        SELECT s2, lo, hi, q.id, q.key::pg_catalog.text, q.slot, q.published_at,
+            q.headers::pg_catalog.jsonb, q.payload::pg_catalog.text
+        FROM (
+            (
+                SELECT e.* FROM {schema}.event AS e
+                WHERE e.channel OPERATOR(pg_catalog.=) channel
+                AND e.txid OPERATOR(pg_catalog.>=) x1 AND e.txid OPERATOR(pg_catalog.<) x2
+                AND e.id OPERATOR(pg_catalog.>) last_id
+                AND (slots OPERATOR(pg_catalog.>>) e.slot) OPERATOR(pg_catalog.&) 1
+                    OPERATOR(pg_catalog.=) 1
+                AND pg_catalog.pg_visible_in_snapshot(e.txid, s2)
+                OFFSET 0
+            )
+            UNION ALL
+            (
+                SELECT f.* FROM pg_catalog.unnest(ended) AS t(xid), LATERAL (
+                    SELECT e.* FROM {schema}.event AS e
+                    WHERE e.channel OPERATOR(pg_catalog.=) channel
+                    AND e.txid OPERATOR(pg_catalog.=) t.xid
+                    AND e.id OPERATOR(pg_catalog.>) last_id
+                    AND (slots OPERATOR(pg_catalog.>>) e.slot) OPERATOR(pg_catalog.&) 1
+                        OPERATOR(pg_catalog.=) 1
+                    ORDER BY e.id LIMIT most
+                ) AS f
+            )
+        ) AS q ORDER BY q.id LIMIT most;
+    ELSE  -- many: a walk over the ids
+        RETURN QUERY
+        SELECT s2, lo, hi, q.id, q.key::pg_catalog.text, q.slot, q.published_at,
+            q.headers::pg_catalog.jsonb, q.payload::pg_catalog.text
+        FROM (
+            (
+                SELECT e.* FROM {schema}.event AS e
+                WHERE e.channel OPERATOR(pg_catalog.=) channel
+                AND e.id OPERATOR(pg_catalog.>) last_id AND e.id OPERATOR(pg_catalog.>) lo
+                AND e.id OPERATOR(pg_catalog.<=) hi
+                AND (slots OPERATOR(pg_catalog.>>) e.slot) OPERATOR(pg_catalog.&) 1
+                    OPERATOR(pg_catalog.=) 1
+                AND pg_catalog.pg_visible_in_snapshot(e.txid, s2)
+                AND pg_catalog.pg_visible_in_snapshot(e.txid, s1) IS FALSE
+                AND (e.txid OPERATOR(pg_catalog.>=) x1) IS TRUE
+                ORDER BY e.id LIMIT most
+            )
+            UNION ALL
+            (
+                SELECT f.* FROM pg_catalog.unnest(ended) AS t(xid), LATERAL (
+                    SELECT e.* FROM {schema}.event AS e
+                    WHERE e.channel OPERATOR(pg_catalog.=) channel
+                    AND e.txid OPERATOR(pg_catalog.=) t.xid
+                    AND e.id OPERATOR(pg_catalog.>) last_id
+                    AND (slots OPERATOR(pg_catalog.>>) e.slot) OPERATOR(pg_catalog.&) 1
+                        OPERATOR(pg_catalog.=) 1
+                    ORDER BY e.id LIMIT most
+                ) AS f
+            )
+        ) AS q ORDER BY q.id LIMIT most;
+    END IF;
+    GET DIAGNOSTICS given = ROW_COUNT;
+    IF given OPERATOR(pg_catalog.=) 0 THEN
+        batch := s2;
+        low := lo;
+        high := hi;
+        RETURN NEXT;
+    END IF;
+END
+$fetch$;
