@@ -15,6 +15,7 @@ from pgsignals._engine.life import Life
 from pgsignals._pure.backoff import Backoff
 from pgsignals._pure.states import Condition, Timing
 from pgsignals._sources.asking import Asker
+from pgsignals._sources.errands import Errands
 from pgsignals._sources.registering import Registrar
 from pgsignals._sources.upkeep import Upkeep
 from pgsignals._wire.access import Access
@@ -68,6 +69,25 @@ def test_failure_of_an_attempt_that_was_given_up_does_not_count_for_the_next_one
     second()
     assert (condition.state.name, backoff.failures) == ("WAITING", 2)
     assert upkeep.last_error == "connect= raised LookupError"
+
+
+def test_thread_that_returns_says_so_however_it_ends() -> None:
+    """An attempt that has been put off, as threads hung, is made at once then."""
+    runs: list[Callable[[], None]] = []
+    returned: list[bool] = []
+    errands = Errands(
+        {},
+        lambda _, run, __: runs.append(run),
+        1.0,
+        lambda _: None,
+        lambda: returned.append(errands.is_out("connect")),
+    )
+    errands.run("connect", refuse, lambda _: None)
+    assert errands.is_out("connect")
+
+    with pytest.raises(LookupError):
+        runs[0]()
+    assert returned == [False]
 
 
 def test_what_is_wanted_of_a_source_without_a_session_is_settled_at_once() -> None:
