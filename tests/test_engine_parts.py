@@ -14,6 +14,7 @@ from pgsignals._engine.ending import Ending
 from pgsignals._engine.interest import Interest
 from pgsignals._engine.life import Life
 from pgsignals._engine.mailbox import Mailbox
+from pgsignals._engine.reader import Reader
 from pgsignals._pure.phases import Event, Lifecycle
 from pgsignals.signals import Channels
 from tests.support.waiting import LONG, PATIENCE, Background, wait_until
@@ -195,12 +196,17 @@ def test_changes_of_many_threads_all_count() -> None:
 # The reader
 
 
+def reader_at_rest() -> Reader:
+    """One whose turns the test makes itself."""
+    reactor = Reactor("host=localhost")
+    engine = reactor._engine
+    return Life(reactor, engine.config, engine.interest, engine.channels).reader
+
+
 def test_request_that_comes_while_the_reader_does_what_is_due_is_taken_up_next(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    reactor = Reactor("host=localhost")
-    engine = reactor._engine
-    reader = Life(reactor, engine.config, engine.interest, engine.channels).reader
+    reader = reader_at_rest()
     asked: list[object] = []
 
     def wanted(link: object) -> set[str]:
@@ -215,4 +221,23 @@ def test_request_that_comes_while_the_reader_does_what_is_due_is_taken_up_next(
 
     reader._turn()
     assert asked == reader.links
+    reader.close(0.0)
+
+
+def test_sockets_count_as_read_when_the_turn_began_however_long_it_took(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where the whole program stands still in it, the wait may end without a look."""
+    reader = reader_at_rest()
+    (link,) = reader.links
+    waits: list[float] = []
+    looks: list[float] = []
+    monkeypatch.setattr(reader._poller, "collect", lambda _: waits.append(time.monotonic()))
+    monkeypatch.setattr(link, "tick", lambda _, looked: looks.append(looked))
+    reader._turn()
+    reader.wake()
+    reader._turn()
+
+    assert looks[0] == 0.0
+    assert looks[1] <= waits[0]
     reader.close(0.0)

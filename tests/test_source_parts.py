@@ -15,6 +15,7 @@ from pgsignals._engine.life import Life
 from pgsignals._pure.backoff import Backoff
 from pgsignals._pure.states import Condition, Timing
 from pgsignals._sources.asking import Asker
+from pgsignals._sources.counters import Counters
 from pgsignals._sources.errands import Errands
 from pgsignals._sources.registering import Registrar
 from pgsignals._sources.upkeep import Upkeep
@@ -123,3 +124,18 @@ def test_whatever_the_server_sends_while_it_owes_an_answer_is_a_sign_of_life(
 
     link.stop()
     reader.close(0.0)
+
+
+def test_drops_are_logged_at_once_then_periodically_and_all_at_the_end(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    counters = Counters()
+    for dropped, finally_ in ((5, False), (7, False), (9, True), (9, True)):
+        counters.dropped = dropped
+        counters.log_drops("here", finally_=finally_)
+
+    full = "here: the backlog is full:"
+    assert caplog.messages == [
+        f"{full} 5 notifications dropped, 5 in all",
+        f"{full} 4 notifications dropped, 9 in all",
+    ]
