@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 import pytest
 
-from pgsignals import Database, Reactor
+from pgsignals import Database, Gap, Reactor
 from pgsignals._dispatch.workers import work_for
 from pgsignals._engine.ending import Ending
 from pgsignals._engine.interest import Interest
@@ -196,11 +197,15 @@ def test_changes_of_many_threads_all_count() -> None:
 # The reader
 
 
-def reader_at_rest() -> Reader:
-    """One whose turns the test makes itself."""
+def life_at_rest() -> Life:
     reactor = Reactor("host=localhost")
     engine = reactor._engine
-    return Life(reactor, engine.config, engine.interest, engine.channels).reader
+    return Life(reactor, engine.config, engine.interest, engine.channels)
+
+
+def reader_at_rest() -> Reader:
+    """One whose turns the test makes itself."""
+    return life_at_rest().reader
 
 
 def test_request_that_comes_while_the_reader_does_what_is_due_is_taken_up_next(
@@ -241,3 +246,22 @@ def test_sockets_count_as_read_when_the_turn_began_however_long_it_took(
     assert looks[0] == 0.0
     assert looks[1] <= waits[0]
     reader.close(0.0)
+
+
+@pytest.mark.parametrize("channels", [None, frozenset({"a"})])
+def test_gap_waits_for_the_channels_that_it_is_of(
+    channels: frozenset[str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A handler of another channel, which is stuck, does not hold it back."""
+    life = life_at_rest()
+    (link,) = life.reader.links
+    announced: list[tuple[object, ...]] = []
+    monkeypatch.setattr(life.backlog, "announce", lambda *given: announced.append(given))
+    now = datetime.now(UTC)
+    gap = Gap(link.database, "unlistened", now, now, None, channels)
+
+    life.reader.events.gap(link, gap)
+
+    ((source, _, waits_for),) = announced
+    assert (source, waits_for) == (link, channels)
+    life.reader.close(0.0)

@@ -13,7 +13,8 @@ import pytest
 from pgsignals import Reactor
 from pgsignals._engine.life import Life
 from pgsignals._pure.backoff import Backoff
-from pgsignals._pure.states import Condition, Timing
+from pgsignals._pure.names import PROBE_CHANNEL
+from pgsignals._pure.states import Condition, Event, Timing
 from pgsignals._sources.asking import Asker
 from pgsignals._sources.counters import Counters
 from pgsignals._sources.errands import Errands
@@ -106,6 +107,34 @@ def test_what_is_wanted_of_a_source_without_a_session_is_settled_at_once() -> No
     registrar.want({"a"}, 7)
 
     assert settled == [7]
+
+
+def test_canary_under_way_is_lost_with_its_registration_and_a_gap_is_not_of_its_channel() -> None:
+    """Else it would be late, and the session taken for deaf."""
+    upkeep = upkeep_on(Desk())
+    condition, asker = upkeep.condition, Asker(upkeep, lambda: None)
+    missed: list[frozenset[str] | None] = []
+    registrar = Registrar(
+        upkeep,
+        asker,
+        holds=lambda: None,
+        unlistened=lambda _, channels: missed.append(channels),
+        settled=lambda: None,
+    )
+    condition.begin_session()
+    condition.happen(Event.SYNCED)
+    condition.registrations.wanted = frozenset({"a"})
+    condition.registrations.acknowledged(["a", PROBE_CHANNEL])
+    condition.canary.ask(0.0)
+    condition.canary.committed(1.0)
+    assert condition.canary.under_way
+
+    registrar.check("the digest of something else")
+    asker.answered([])  # nothing is left
+    asker.answered([])  # to the LISTEN
+
+    assert missed == [frozenset({"a"})]
+    assert not condition.canary.under_way
 
 
 def test_whatever_the_server_sends_while_it_owes_an_answer_is_a_sign_of_life(
