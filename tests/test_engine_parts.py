@@ -18,7 +18,7 @@ from pgsignals._engine.mailbox import Mailbox
 from pgsignals._engine.reader import Reader
 from pgsignals._pure.phases import Event, Lifecycle
 from pgsignals.signals import Channels
-from tests.support.waiting import LONG, PATIENCE, Background, wait_until
+from tests.support.waiting import AT_ONCE, LONG, PATIENCE, Background, wait_until
 
 # The mailbox
 
@@ -91,6 +91,22 @@ def test_end_lets_those_go_that_wait_and_calls_what_was_asked_for_once() -> None
     assert [waiter.result() for waiter in waiting] == [True, True]
     assert called == ["before", "after"]
     assert one.wait(None)
+
+
+def test_everything_that_was_asked_for_is_called_in_order() -> None:
+    one, called = ending(), list[str]()
+    one.then(lambda: called.append("first"))
+    one.then(lambda: called.append("second"))
+    one.reach()
+
+    assert called == ["first", "second"]
+
+
+def test_wait_for_lives_that_wait_for_each_other_looks_at_each_of_them_once() -> None:
+    one, two, three = ending(), ending(), ending()
+    one._waits[-1], two._waits[-2] = two, one  # as for a moment, before one of them returns
+
+    assert working_for(three, lambda: one.wait(0.0)).result(AT_ONCE) is False
 
 
 def test_thread_does_not_wait_for_the_life_that_it_works_for() -> None:

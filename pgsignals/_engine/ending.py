@@ -64,20 +64,19 @@ class Ending:
         here: Ending | None = works_for()
         if here is self or reentered():
             return self._lifecycle.closed
-        within = None if seconds is None else min(seconds, threading.TIMEOUT_MAX)
         if here is None:
-            return self._wait(within)
+            return self._wait(seconds)
         me = threading.get_ident()
         here._waits[me] = self
         try:
-            return self._lifecycle.closed if self._needs(here) else self._wait(within)
+            return self._lifecycle.closed if self._needs(here) else self._wait(seconds)
         finally:
             del here._waits[me]
 
-    def _wait(self, within: float | None) -> bool:
+    def _wait(self, seconds: float | None) -> bool:
         # In slices: an OS signal that comes just before a wait in C has its handler run only
         # after the wait.
-        by = None if within is None else time.monotonic() + within
+        by = None if seconds is None else time.monotonic() + seconds
         while not self._over.wait(SLICE if by is None else min(SLICE, by - time.monotonic())):
             if by is not None and time.monotonic() >= by:
                 return False
