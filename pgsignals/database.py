@@ -8,8 +8,8 @@ from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any, Self, TypeVar
 
-from pgsignals._pure.events import publication, publications
 from pgsignals._pure.names import check_channels, check_unlisten, notify_items
+from pgsignals._pure.publication import publication, publications
 from pgsignals._pure.publishing import SCHEMA, check_schema, why_refused
 from pgsignals._pure.publishing import publish as publish_sql
 from pgsignals._pure.publishing import publish_many as publish_many_sql

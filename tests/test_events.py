@@ -11,16 +11,8 @@ from typing import Any
 import pytest
 
 from pgsignals import ChannelNameError, PayloadError
-from pgsignals._pure.events import (
-    MAX_EVENT_BYTES,
-    Event,
-    Later,
-    Reject,
-    Retry,
-    check_group,
-    publication,
-    publications,
-)
+from pgsignals._pure.events import Event, Later, Reject, Retry, check_group
+from pgsignals._pure.publication import MAX_EVENT_BYTES, publication, publications
 from pgsignals._pure.publishing import check_schema, publish, styled
 
 EVENT = Event(1, "orders", "k", "secret", {"a": "b"}, datetime.now(UTC), 1, "billing")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from pgsignals._pure.events import MAX_EVENT_BYTES
+from pgsignals._pure.publication import MAX_EVENT_BYTES
 from pgsignals._pure.publishing import check_schema
 from pgsignals._pure.statements import quote
 from pgsignals.database import Database

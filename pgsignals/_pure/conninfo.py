@@ -7,7 +7,6 @@ schemes and keywords, and never a value.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -105,7 +104,7 @@ def _fault_of_pairs(text: str, known: Collection[str]) -> str:
             return "a value with blanks must be in quotation marks: password='two words'"
         if name not in known:
             # Perhaps part of a password with blanks, unless it nearly matches a keyword.
-            if secret and not difflib.get_close_matches(name, known, cutoff=0.75):
+            if secret and not _close_matches(name, known, cutoff=0.75):
                 return (
                     "it has an unknown keyword after the password; if that is part of the "
                     "password, put quotation marks around all of it: password='two words'"
@@ -119,11 +118,19 @@ def _fault_of_pairs(text: str, known: Collection[str]) -> str:
     return "a value in it holds something that libpq does not accept"
 
 
+def _close_matches(
+    word: str, words: Collection[str], most: int = 3, cutoff: float = 0.6
+) -> list[str]:
+    import difflib  # which few programs need, and none that is started correctly
+
+    return difflib.get_close_matches(word, words, most, cutoff)
+
+
 def unknown(name: str, known: Collection[str], what: str) -> str:
     """Say that libpq has no keyword of that name, and which one may have been meant."""
     if _NAME.fullmatch(name) is None:
         return f"an unknown {what}"
-    near = difflib.get_close_matches(name.lower(), known, 1)
+    near = _close_matches(name.lower(), known, 1)
     hint = f"; did you mean {near[0]}?" if near else ""
     return f"the unknown {what} {name!r}, which libpq does not accept{hint}"
 

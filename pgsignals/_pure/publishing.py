@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
-from pgsignals._pure.events import Publication
+from pgsignals._pure.publication import Publication
 from pgsignals._pure.statements import quote
 
 #: Where ``schema init`` puts durable channels, unless told otherwise.

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 from pgsignals._pure import publishing
-from pgsignals._pure.events import publication, publications
+from pgsignals._pure.publication import publication, publications
 from pgsignals._pure.publishing import SCHEMA
 from pgsignals._wire.callers import copy_into, value_of
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from pgsignals._pure.events import publication
+from pgsignals._pure.publication import publication
 from pgsignals.cli.arguments import (
     MISUSED,
     NAME,
