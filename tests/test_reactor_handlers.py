@@ -522,7 +522,7 @@ def test_coroutine_function_is_refused_also_by_the_signal(reactor: Reactor, chan
 
     async def handler(_: Database, notification: Notification) -> None: ...
 
-    with pytest.raises(TypeError, match=r"handler is a coroutine function.*AsyncReactor"):
+    with pytest.raises(TypeError, match=r"handler is a coroutine function.*threadsafe"):
         reactor.on_channel(channel)(handler)
     assert not reactor.channel(channel).receivers
     reactor.channel(channel).connect(handler)
@@ -534,7 +534,7 @@ def test_coroutine_function_is_refused_also_by_the_signal(reactor: Reactor, chan
     assert notification.payload == "1"
     assert isinstance(error, TypeError)
     assert "coroutine" in str(error)
-    assert "AsyncReactor" in str(error)
+    assert "threadsafe" in str(error)
 
 
 def test_stuck_handler_does_not_keep_the_reader_from_reading(

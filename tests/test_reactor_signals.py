@@ -98,10 +98,10 @@ class Awaitable:
 
 
 IDLE: dict[str, tuple[Callable[..., Any], str]] = {
-    "object": (Asynchronous(), "coroutine.*AsyncReactor"),
-    "lambda": (lambda db, **kw: coroutine(db, **kw), "coroutine.*AsyncReactor"),
-    "partial": (functools.partial(lambda _, db, **kw: coroutine(db), 0), "coroutine.*AsyncReactor"),
-    "awaitable": (lambda *_, **__: Awaitable(), "Awaitable.*AsyncReactor"),
+    "object": (Asynchronous(), "coroutine.*threadsafe"),
+    "lambda": (lambda db, **kw: coroutine(db, **kw), "coroutine.*threadsafe"),
+    "partial": (functools.partial(lambda _, db, **kw: coroutine(db), 0), "coroutine.*threadsafe"),
+    "awaitable": (lambda *_, **__: Awaitable(), "Awaitable.*threadsafe"),
     "generator": (generator, "generator.*yield"),
     "returns a generator": (lambda db, **kw: generator(db), "generator.*yield"),
     "async generator": (async_generator, "async generator.*yield"),
@@ -206,7 +206,7 @@ def test_coroutine_function_keeps_a_reactor_from_starting(dsn: str, how: str, ha
     reactor = Reactor(dsn)
     REGISTERED[how](reactor, handler)
 
-    with pytest.raises(TypeError, match=r"coroutine function.*AsyncReactor"):
+    with pytest.raises(TypeError, match=r"coroutine function.*threadsafe"):
         reactor.start()
     assert not reactor.running
     assert reactor.databases[0].closed
@@ -236,7 +236,7 @@ def test_coroutine_function_that_is_only_connected_fails_when_it_is_called(
 
 @pytest.mark.parametrize("how", REGISTERED)
 def test_coroutine_function_is_refused_while_a_reactor_runs(reactor: Reactor, how: str) -> None:
-    with pytest.raises(TypeError, match=r"coroutine function.*AsyncReactor"):
+    with pytest.raises(TypeError, match=r"coroutine function.*threadsafe"):
         REGISTERED[how](reactor, coroutine)
 
     senders = [*reactor.databases, reactor]

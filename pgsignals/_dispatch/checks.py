@@ -94,12 +94,12 @@ def _problems(
 def refuse_coroutine_function(handler: Any) -> None:
     """Refuse what :func:`inspect.iscoroutinefunction` sees.
 
-    :raises TypeError: names the handler, and AsyncReactor.
+    :raises TypeError: names the handler, and the way out.
     """
     if inspect.iscoroutinefunction(handler):
         raise TypeError(
             f"{describe(handler)} is a coroutine function, and a Reactor calls its handlers on "
-            f"threads; {_WAYS_OUT}"
+            f"threads; {_WAY_OUT}"
         )
 
 
@@ -124,11 +124,11 @@ def refuse_result(result: object) -> None:
             _close(result)
         why = ": a coroutine function cannot be a handler" if kind == "coroutine" else ""
         raise TypeError(
-            f"the call returned a {kind}, which a Reactor does not await{why}; {_WAYS_OUT}"
+            f"the call returned a {kind}, which a Reactor does not await{why}; {_WAY_OUT}"
         )
 
 
-_WAYS_OUT = "use AsyncReactor, or hand over to the event loop with asyncio.run_coroutine_threadsafe"
+_WAY_OUT = "hand work over to the event loop with asyncio.run_coroutine_threadsafe"
 
 
 def _close(result: Any) -> None:

@@ -26,13 +26,13 @@ Publish one event on a durable channel, and print its id.
 
   pgsignals publish orders '{"id": 42}'
   pgsignals publish orders '{"id": 42}' --key 42
-  pgsignals publish orders - < order.json      the payload is standard input, in UTF-8, without
-                                               one newline at its end
+  pgsignals publish orders - < order.json      read the payload from standard input, in UTF-8,
+                                               without a final newline
 """
 
 ABOUT_STATUS = f"""\
 {WHERE}
-Exit status: 0 published, 1 not published, 2 not understood, or what the server would refuse.
+Exit status: 0 published, 1 not published, 2 usage error, or an event that the server would reject.
 """
 
 
@@ -43,7 +43,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "payload", metavar="PAYLOAD", nargs="?", default="", help='text, or "-" for standard input'
     )
-    parser.add_argument("--key", metavar="K", help="what its order is kept by")
+    parser.add_argument("--key", metavar="K", help="events of one key keep their order")
     add_schema(parser)
     add_dsn(parser)
 

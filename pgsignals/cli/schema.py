@@ -34,7 +34,7 @@ installs or removes.
 
 ABOUT_STATUS = f"""\
 {WHERE}
-Exit status: 0 done, 1 failed or not as it should be, 2 not understood.
+Exit status: 0 done, 1 failed or not as it should be, 2 usage error.
 """
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
