@@ -255,7 +255,7 @@ def test_example_of_the_documentation_is_what_it_says(
     def pattern(line: str) -> str:
         """It, with any number for a number, and any session."""
         anything = re.sub(
-            r"seem to listen.*", "seem to listen.*", re.escape(line).replace("\\ ", " ")
+            r"seems? to listen.*", "seems? to listen.*", re.escape(line).replace("\\ ", " ")
         )
         return re.sub(r"\d+(\\\.\d+)*", r"[\\d.]+( \\(.*?\\))?", anything).replace("ahead of", ".*")
 

@@ -267,7 +267,8 @@ class Examination:
             "listeners": number,
             "hidden": hidden,
         }
-        text = f"{len(rows) + 1} of {limit} in use; {number} seem to listen in this database"
+        seem = "seems" if number == 1 else "seem"
+        text = f"{len(rows) + 1} of {limit} in use; {number} {seem} to listen in this database"
         if listeners:
             text += f" ({', '.join(listeners[:5])}{', ...' if len(listeners) > 5 else ''})"
         if hidden:

@@ -116,7 +116,7 @@ def init(args: argparse.Namespace) -> int:
         return 0
     with _database(args) as db:
         fresh = durable.init(db, args.schema, limits, publisher=publisher, consumer=consumer)
-        done = "installed" if fresh else "is installed already"
+        done = "installed" if fresh else "already installed"
         say(f"schema {args.schema} of {db.name}: {done}, version {durable.VERSION}")
     return 0
 
@@ -125,7 +125,7 @@ def upgrade(args: argparse.Namespace) -> int:
     """Bring the schema to the version of this release."""
     with _database(args) as db:
         changed = durable.upgrade(db, args.schema)
-        done = "upgraded" if changed else "is up to date"
+        done = "upgraded" if changed else "already up to date"
         say(f"schema {args.schema} of {db.name}: {done}, version {durable.VERSION}")
     return 0
 
@@ -142,7 +142,7 @@ def adopt(args: argparse.Namespace) -> int:
     """Make a restored schema this cluster's."""
     with _database(args) as db:
         adopted = durable.adopt(db, args.schema)
-        done = "adopted" if adopted else "is this cluster's own"
+        done = "adopted" if adopted else "already this cluster's"
         say(f"schema {args.schema} of {db.name}: {done}")
     return 0
 
