@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from pgsignals import Database, Reactor, SchemaError
+from pgsignals import Database, Reactor, SchemaError, publish
 from pgsignals._durable import schema as durable
 from pgsignals._durable.schema import Limits
 from tests.support.admin import Admin
 from tests.support.commands import PGSIGNALS, Command, Start, commands
 from tests.support.tools import tool
-from tests.support.waiting import Background
+from tests.support.waiting import Background, wait_until
 
 Run = Callable[..., Command]
 
@@ -267,8 +268,6 @@ def test_reactor_publishes_beside_and_in_the_transaction_of_a_handler(
         assert reactor.publish_many("orders", ["c"], schema=schema) == 1
         assert reactor.databases[0].publish("orders", "served", schema=schema) is not None
         admin.notify(channel)
-        from tests.support.waiting import wait_until
-
         wait_until(lambda: done)
         with pytest.raises(SchemaError, match="pgsignals schema init --schema nowhere"):
             reactor.publish("orders", schema="nowhere")
@@ -276,6 +275,32 @@ def test_reactor_publishes_beside_and_in_the_transaction_of_a_handler(
 
     rows = admin.execute(f"SELECT payload FROM {schema}.event ORDER BY id")
     assert [payload for (payload,) in rows] == ["a", "b", "beside", "c", "served", "handled"]
+
+
+def test_publisher_that_waits_for_another_transaction_is_not_cut_off(
+    dsn: str, schema: str, channel: str
+) -> None:
+    """Neither by the deadline for silent servers, nor do canaries and notifications wait for it."""
+    with Database(dsn) as db:
+        durable.init(db, schema, Limits())
+    heard: list[object] = []
+    with Reactor(dsn, probe_interval=0.2, probe_timeout=0.3) as reactor:
+        reactor.on_channel(channel)(lambda db, notification: heard.append(notification))
+        with psycopg.connect(dsn) as first:
+            publish(first, "orders", "first", dedup="d", schema=schema)
+            later = Background(
+                lambda: reactor.publish("orders", "second", dedup="d", schema=schema)
+            )
+            waits = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+            with psycopg.connect(dsn, autocommit=True) as watch:
+                wait_until(lambda: watch.execute(waits).fetchone())
+            received = time.monotonic() + 1.0
+            while time.monotonic() < received:  # longer than the server may be silent
+                reactor.notify(channel)
+            first.rollback()
+        assert later.result() is not None
+        assert reactor.status().databases[0].reconnects == 0
+    assert heard
 
 
 def test_command_names_its_actions() -> None:

@@ -323,7 +323,7 @@ class _Service:
             )
         if (session := own_transaction(self._life.workers, self._link.database)) is not None:
             return session.query(sql, params)[0][0]
-        return self._link.control.value(sql, params)
+        return self._link.publisher.value(sql, params)
 
     def listen(self, channels: tuple[str, ...]) -> None:
         names = [check_handled(name) for name in channels]

@@ -124,7 +124,12 @@ class Link:
             lost=self._lost,
             readable=self._collected_more,
         )
-        self.control = Control(database._access, self._control_used)
+        self.control = Control(
+            database._access, self._control_used, patience=settings.probe_timeout
+        )
+        # Apart, as a publisher may have to wait for another transaction, for as long as that takes.
+        self.publisher = Control(database._access, lambda: None)
+        self.controls = (self.control, self.publisher)
         self._asker = Asker(self.upkeep, self._collected_more)
         self._round_trips = RoundTrips(self.upkeep, self._asker)
         self._canaries = CanaryKeeper(self.upkeep, self.control, self._hears)
@@ -353,11 +358,8 @@ class Link:
         self._asker.flush()
         for due in self.condition.due(now, looked):
             self._do(due, now)
-        if self.control.silent_for(looked) >= self._settings.probe_timeout:
-            self.control.shutdown()
-        expires = self.control.expires()
-        if expires is not None and now >= expires:
-            self.control.close_unused(now)
+        for control in self.controls:
+            control.tick(now, looked)
 
     def _do(self, due: Due, now: float) -> None:
         condition = self.condition
@@ -390,12 +392,9 @@ class Link:
 
     def next_tick(self, now: float) -> float:
         """When :meth:`tick` has something to do, as ``time.monotonic()``."""
-        due = min(now + 3600.0, self.condition.next())
+        due = min(now + 3600.0, self.condition.next(), *(one.due(now) for one in self.controls))
         if self.upkeep.session is not None and self.upkeep.session.unsent:
             due = min(due, now + UNSENT)
-        if (expires := self.control.expires()) is not None:
-            silent = self.control.silent_for(now)
-            due = min(due, now + self._settings.probe_timeout - silent if silent else expires)
         return max(due, now + 0.001)
 
     def send_again(self, now: float) -> None:

@@ -119,10 +119,14 @@ class Control:
     :meth:`silent_for` and calls :meth:`shutdown`.
 
     :param on_use: called when a thread begins to wait for an answer.
+    :param patience: seconds a server may be silent; None for no limit.
     """
 
-    def __init__(self, access: Access, on_use: Callable[[], None]) -> None:
+    def __init__(
+        self, access: Access, on_use: Callable[[], None], patience: float | None = None
+    ) -> None:
         self._access = access
+        self._patience = patience
         self._on_use = on_use
         self._lock = threading.Lock()
         self._holder: int | None = None  # the thread that has the lock
@@ -220,6 +224,23 @@ class Control:
         raise ClosedError(f"the reactor that served {self._access.name} has stopped")
 
     # -- the reader's side -----------------------------------------------------------------------
+
+    def tick(self, now: float, looked: float) -> None:
+        """Do what is due.
+
+        :param looked: when the reader last looked: what the server failed to do was late by then.
+        """
+        if self._patience is not None and self.silent_for(looked) >= self._patience:
+            self.shutdown()
+        if (expires := self.expires()) is not None and now >= expires:
+            self.close_unused(now)
+
+    def due(self, now: float) -> float:
+        """When :meth:`tick` has something to do."""
+        if silent := self.silent_for(now):
+            return float("inf") if self._patience is None else now + self._patience - silent
+        expires = self.expires()
+        return float("inf") if expires is None else expires
 
     def silent_for(self, now: float) -> float:
         """For how many seconds a statement has been waiting for its answer."""
