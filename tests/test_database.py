@@ -1270,7 +1270,7 @@ def public_names(cls: type[object]) -> set[str]:
 def test_public_names_are_those_that_are_documented(dsn: str) -> None:
     """What only we need stands in ``_access`` and ``_custody``."""
     life = {"open", "close", "closed", "wrap", "wrapped", "name", "backend_id", "fileno"}
-    channels = {"listen", "unlisten", "listening_channels", "notify"}
+    channels = {"listen", "unlisten", "listening_channels", "notify", "publish", "publish_many"}
     arrivals = {"wait", "iternotifies", "drain"}
     psycopg = {"execute", "transaction", "connection"}
     with Database(dsn) as database:
