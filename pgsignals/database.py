@@ -21,7 +21,7 @@ from pgsignals._wire.access import Access, Cursor, Params, Transaction
 from pgsignals._wire.custody import Custody, Host
 from pgsignals._wire.opening import check_connection
 from pgsignals._wire.session import Connection, Session
-from pgsignals.errors import ConnectionStateError, Error, SchemaError
+from pgsignals.errors import ConnectionStateError, SchemaError
 from pgsignals.manager import NotificationManager, check_timeout
 
 T = TypeVar("T")
@@ -285,7 +285,8 @@ class Database:
         event = publication(
             channel, payload, key=key, headers=headers, delay=delay, dedup=dedup, ordered=ordered
         )
-        event_id: int | None = _value(self, *publish_sql(event, check_schema(schema)), schema)
+        sql = publish_sql(event, check_schema(schema))
+        event_id: int | None = _value(self, *sql, schema, may_wait=ordered or dedup is not None)
         return event_id
 
     def publish_many(
@@ -304,7 +305,8 @@ class Database:
         :raises SchemaError: the schema is missing, or the role may not publish in it.
         """
         many = publications(channel, items)
-        return int(_value(self, *publish_many_sql(*many, check_schema(schema)), schema))
+        sql = publish_many_sql(*many, check_schema(schema))
+        return int(_value(self, *sql, schema, may_wait=True))
 
     def _query(self, session: Session, sql: str) -> list[tuple[Any, ...]]:
         return self._statement(session, lambda session: session.query(sql))
@@ -406,18 +408,16 @@ class Database:
             )
 
 
-def _value(db: Database, sql: str, params: Sequence[object], schema: str) -> Any:
+def _value(db: Database, sql: str, params: Sequence[object], schema: str, *, may_wait: bool) -> Any:
     """The one value of the one row of *sql*, which uses the *schema* of durable channels.
 
     :raises SchemaError: it is missing, or the role may not use it.
     """
     try:
         if (host := db._serving()) is not None:
-            return host.value(sql, params)
+            return host.value(sql, params, may_wait=may_wait)
         session = db._custody.open_session("publish()")
         return db._statement(session, lambda session: session.query(sql, params)[0][0])
-    except Error:
-        raise
     except Exception as exc:
         if (why := why_refused(getattr(exc, "sqlstate", None), schema, db.name)) is None:
             raise

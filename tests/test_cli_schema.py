@@ -277,10 +277,11 @@ def test_reactor_publishes_beside_and_in_the_transaction_of_a_handler(
     assert [payload for (payload,) in rows] == ["a", "b", "beside", "c", "served", "handled"]
 
 
-def test_publisher_that_waits_for_another_transaction_is_not_cut_off(
+def test_publisher_that_waits_for_another_transaction_is_not_cut_off_and_holds_up_no_other(
     dsn: str, schema: str, channel: str
 ) -> None:
-    """Neither by the deadline for silent servers, nor do canaries and notifications wait for it."""
+    """Not by the deadline for silent servers; and canaries, notifications and other publishers,
+    such as the one that it waits for, do not wait for it."""
     with Database(dsn) as db:
         durable.init(db, schema, Limits())
     heard: list[object] = []
@@ -297,6 +298,9 @@ def test_publisher_that_waits_for_another_transaction_is_not_cut_off(
             received = time.monotonic() + 1.0
             while time.monotonic() < received:  # longer than the server may be silent
                 reactor.notify(channel)
+            assert Background(reactor.publish, "orders", "meanwhile", schema=schema).result()
+            assert Background(reactor.publish, "orders", dedup="e", schema=schema).result()
+            assert Background(reactor.publish_many, "orders", ["many"], schema=schema).result()
             first.rollback()
         assert later.result() is not None
         assert reactor.status().databases[0].reconnects == 0

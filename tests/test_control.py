@@ -26,7 +26,7 @@ def access(dsn: str) -> Access:
 
 @pytest.fixture
 def control(access: Access) -> Iterator[Control]:
-    control = Control(access, lambda: None)
+    control = Control(access, lambda: None, 5.0)
     yield control
     control.close(time.monotonic() + PATIENCE)
 
@@ -135,7 +135,7 @@ def test_nothing_is_opened_for_what_is_still_to_be_sent_after_the_end(dsn: str) 
         opened.append(psycopg.connect(dsn, autocommit=True))
         return opened[-1]
 
-    control = Control(Access(connect=connect), lambda: None)
+    control = Control(Access(connect=connect), lambda: None, 5.0)
     control.notify([("a", "in time")])
     for number in range(3):
         control.post([("a", str(number))])

@@ -350,7 +350,7 @@ def test_unused_control_connection_is_kept_for_its_time(
 ) -> None:
     monkeypatch.setattr(_control, "KEPT", 1000.0)
     used = []
-    control = _control.Control(Access(dsn), lambda: used.append(1))
+    control = _control.Control(Access(dsn), lambda: used.append(1), 5.0)
     control.notify([(channel, "1")])
     session = control._beside.session
     expires = control.expires()
@@ -378,7 +378,7 @@ def test_control_connection_that_comes_after_the_close_is_closed(dsn: str, chann
         made.append(psycopg.connect(dsn, autocommit=True))
         return made[-1]
 
-    control = _control.Control(Access(connect=connect), lambda: None)
+    control = _control.Control(Access(connect=connect), lambda: None, 5.0)
     notifying = Background(control.notify, [(channel, "1")])
     assert opening.wait(20)
     control.begin_close()

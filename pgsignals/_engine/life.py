@@ -315,7 +315,7 @@ class _Service:
     def notify(self, items: list[tuple[str, str]]) -> int:
         return self._life.notify(self._link.database, items)
 
-    def value(self, sql: str, params: Sequence[object]) -> Any:
+    def value(self, sql: str, params: Sequence[object], *, may_wait: bool) -> Any:
         if reentered():
             raise ConnectionStateError(
                 "publish() from a finalizer or an OS signal handler that interrupted pgsignals; "
@@ -323,7 +323,15 @@ class _Service:
             )
         if (session := own_transaction(self._life.workers, self._link.database)) is not None:
             return session.query(sql, params)[0][0]
-        return self._link.publisher.value(sql, params)
+        if not may_wait:
+            return self._link.control.value(sql, params)
+        # On the control connection canaries and other callers would wait as well: perhaps the one
+        # whose transaction is waited for.
+        session = self._link.database._access.open_beside(alone=True)
+        try:
+            return session.query(sql, params)[0][0]
+        finally:
+            session.close()
 
     def listen(self, channels: tuple[str, ...]) -> None:
         names = [check_handled(name) for name in channels]

@@ -275,8 +275,7 @@ class Reader:
     def forget(self) -> None:
         """In a forked child: drop the sockets, sending nothing to the server."""
         for link in self.links:
-            for control in link.controls:
-                control.forget()
+            link.control.forget()
             if link.session is not None:
                 link.session.forget()
             link.database._custody.forget()
@@ -292,9 +291,8 @@ class Reader:
             if link.state is not State.STOPPED:  # finish() has failed
                 link.guarded(partial(link.stop, give_back=link.database.wrapped))
         self._run_commands()
-        controls = [control for link in self.links for control in link.controls]
-        for control in controls:
-            self._guarded("closing a connection", control.begin_close)
-        for control in controls:
-            self._guarded("closing a connection", partial(control.close, by))
+        for link in self.links:
+            self._guarded("closing a connection", link.control.begin_close)
+        for link in self.links:
+            self._guarded("closing a connection", partial(link.control.close, by))
         self._poller.close()

@@ -124,12 +124,7 @@ class Link:
             lost=self._lost,
             readable=self._collected_more,
         )
-        self.control = Control(
-            database._access, self._control_used, patience=settings.probe_timeout
-        )
-        # Apart, as a publisher may have to wait for another transaction, for as long as that takes.
-        self.publisher = Control(database._access, lambda: None)
-        self.controls = (self.control, self.publisher)
+        self.control = Control(database._access, self._control_used, settings.probe_timeout)
         self._asker = Asker(self.upkeep, self._collected_more)
         self._round_trips = RoundTrips(self.upkeep, self._asker)
         self._canaries = CanaryKeeper(self.upkeep, self.control, self._hears)
@@ -358,8 +353,7 @@ class Link:
         self._asker.flush()
         for due in self.condition.due(now, looked):
             self._do(due, now)
-        for control in self.controls:
-            control.tick(now, looked)
+        self.control.tick(now, looked)
 
     def _do(self, due: Due, now: float) -> None:
         condition = self.condition
@@ -392,7 +386,7 @@ class Link:
 
     def next_tick(self, now: float) -> float:
         """When :meth:`tick` has something to do, as ``time.monotonic()``."""
-        due = min(now + 3600.0, self.condition.next(), *(one.due(now) for one in self.controls))
+        due = min(now + 3600.0, self.condition.next(), self.control.due(now))
         if self.upkeep.session is not None and self.upkeep.session.unsent:
             due = min(due, now + UNSENT)
         return max(due, now + 0.001)

@@ -31,9 +31,12 @@ class Host(Protocol):
     """What serves a database in its place: a running reactor."""
 
     def notify(self, items: list[tuple[str, str]]) -> int: ...
-    def value(self, sql: str, params: Sequence[object]) -> Any:
+    def value(self, sql: str, params: Sequence[object], *, may_wait: bool) -> Any:
         """The one value of the one row of *sql*, on a session beside the listening one; in the
-        transaction that the calling handler has open, if it has one."""
+        transaction that the calling handler has open, if it has one.
+
+        :param may_wait: for another transaction, or for long.
+        """
 
     def listen(self, channels: tuple[str, ...]) -> None: ...
     def unlisten(self, channels: tuple[str, ...]) -> None: ...

@@ -119,12 +119,10 @@ class Control:
     :meth:`silent_for` and calls :meth:`shutdown`.
 
     :param on_use: called when a thread begins to wait for an answer.
-    :param patience: seconds a server may be silent; None for no limit.
+    :param patience: seconds a server may be silent.
     """
 
-    def __init__(
-        self, access: Access, on_use: Callable[[], None], patience: float | None = None
-    ) -> None:
+    def __init__(self, access: Access, on_use: Callable[[], None], patience: float) -> None:
         self._access = access
         self._patience = patience
         self._on_use = on_use
@@ -230,7 +228,7 @@ class Control:
 
         :param looked: when the reader last looked: what the server failed to do was late by then.
         """
-        if self._patience is not None and self.silent_for(looked) >= self._patience:
+        if self.silent_for(looked) >= self._patience:
             self.shutdown()
         if (expires := self.expires()) is not None and now >= expires:
             self.close_unused(now)
@@ -238,7 +236,7 @@ class Control:
     def due(self, now: float) -> float:
         """When :meth:`tick` has something to do."""
         if silent := self.silent_for(now):
-            return float("inf") if self._patience is None else now + self._patience - silent
+            return now + self._patience - silent
         expires = self.expires()
         return float("inf") if expires is None else expires
 
