@@ -246,12 +246,8 @@ class Reactor:
         :raises ValueError: *database* is needed, or not one of ours.
         :raises ClosedError: the reactor is not running.
         """
-        self._check_fork()
-        if database is None and len(self.databases) > 1:
-            raise ValueError("the reactor has several databases: pass database= to notify()")
         items = notify_items(channels, pairs)
-        (target, *_) = self._targets(database)
-        return self._engine.notify(target, items)
+        return self._engine.notify(self._sender(database, "notify()"), items)
 
     def publish(
         self,

@@ -169,6 +169,12 @@ try:
 except LookupError:
     pass
 connection.close()
+try:
+    publish("postgresql://app:hush@127.0.0.1/shop", "orders", **more)
+except TypeError as refused:
+    assert "hush" not in str(refused)
+else:
+    raise AssertionError("a connection string is no alias")
 """
     subprocess.run([sys.executable, "-c", program], check=True)
 

@@ -29,9 +29,6 @@ from pgsignals._pure.burst import Burst
 from pgsignals._pure.lanes import Announcement, Drops, Lane, Policy, Segment, Source, Task
 from pgsignals._pure.order import Order, Ready
 from pgsignals._pure.values import Notification
-from pgsignals._runtime.log import Log
-
-logger = Log("pgsignals.reactor")
 
 #: Notifications that a worker runs from one lane while other lanes are ready.
 TURN = 256
@@ -109,8 +106,7 @@ class Backlog:
             if excess > 0 and not self._blocks:
                 self._order.drop(min(excess, self._order.queued), self._forget_keys)
             self._order.prune()
-        if self._hand_over.wakes_due:
-            self._hand_over.wake()
+        self._hand_over.wake()
 
     def _coalesced(self, source: Source, burst: Burst, keys: set[Hashable]) -> Burst:
         fresh = []
@@ -128,8 +124,7 @@ class Backlog:
             self.reader_waits = True
             self.lock.release()
             try:
-                if self._hand_over.wakes_due:
-                    self._hand_over.wake()
+                self._hand_over.wake()
                 self.on_wait()
                 self._wakes.get()
             finally:
@@ -141,8 +136,7 @@ class Backlog:
         """Report, in its place, what *source* had to drop before it could put the rest."""
         with self.lock:
             self._order.overflow(source, drops)
-        if self._hand_over.wakes_due:
-            self._hand_over.wake()
+        self._hand_over.wake()
 
     def _report(self, source: Source, epoch: int) -> None:
         """Have *source* report what it has lost; on a worker."""
@@ -169,8 +163,7 @@ class Backlog:
         """
         with self.lock:
             self._order.announce(source, run, channels)
-        if self._hand_over.wakes_due:
-            self._hand_over.wake()
+        self._hand_over.wake()
 
     # -- the workers' side -----------------------------------------------------------------------
 
@@ -184,8 +177,7 @@ class Backlog:
                 if (task := self._begin(first)) is not None:
                     return task
                 self._one_is_done()
-            if self._hand_over.wakes_due:
-                self._hand_over.wake()
+            self._hand_over.wake()
         return None
 
     def take_nowait(self) -> Task | None:
@@ -318,8 +310,7 @@ class Backlog:
                 self._busy.discard(lane)
                 self._order.release(lane)
             self._one_is_done()
-        if self._hand_over.wakes_due:
-            self._hand_over.wake()
+        self._hand_over.wake()
         return None
 
     # -- the end ---------------------------------------------------------------------------------
@@ -334,8 +325,7 @@ class Backlog:
         """No more will be put; :meth:`take` gives what is left and then None."""
         with self.lock:
             self._hand_over.end()
-        if self._hand_over.wakes_due:
-            self._hand_over.wake()
+        self._hand_over.wake()
 
     def join(self, deadline: Callable[[], float | None]) -> bool:
         """Wait until everything has been run.  Called by the reader's thread.
@@ -370,6 +360,5 @@ class Backlog:
             self._hand_over.clear()
             if self._joining and not self._hand_over.undone:
                 self._wakes.put(None)
-        if self._hand_over.wakes_due:
-            self._hand_over.wake()
+        self._hand_over.wake()
         return left

@@ -26,7 +26,7 @@ class HandOver:
 
         # Without the lock.  Not a Condition, which would take twice the time to wake a worker.
         self.queue: SimpleQueue[Ready | None] = SimpleQueue()  # None: never again
-        self.wakes_due: list[None] = []  # calls of on_ready; who pops one makes it
+        self._wakes_due: list[None] = []  # calls of on_ready; who pops one makes it
 
     @property
     def exhausted(self) -> bool:
@@ -54,7 +54,7 @@ class HandOver:
         self.queue.put(what)
         if self._starved:
             self._starved = False
-            self.wakes_due.append(None)
+            self._wakes_due.append(None)
 
     def get(self) -> Ready | None:
         """What is ready, or None when there will never be anything again.  Blocks, without the
@@ -78,8 +78,10 @@ class HandOver:
     def wake(self) -> None:
         """Make the calls of ``on_ready`` that are due; without the lock, where something may have
         become ready: a loop that is woken may be closed, and must not leave anything half done."""
+        if not self._wakes_due:
+            return
         try:
-            self.wakes_due.pop()
+            self._wakes_due.pop()
         except IndexError:  # another thread was faster
             return
         try:

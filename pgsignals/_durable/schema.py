@@ -7,7 +7,7 @@ from importlib import resources
 from typing import Any
 
 from pgsignals._pure.publication import MAX_EVENT_BYTES
-from pgsignals._pure.publishing import check_schema
+from pgsignals._pure.publishing import check_schema, command, missing
 from pgsignals._pure.statements import quote
 from pgsignals.database import Database
 from pgsignals.errors import SchemaError
@@ -61,7 +61,7 @@ def install_sql(schema: str, limits: Limits) -> str:
     return text
 
 
-def grants_sql(schema: str, publisher: str | None, consumer: str | None) -> str:
+def grants_sql(schema: str, publisher: str | None = None, consumer: str | None = None) -> str:
     """The ``GRANT``\\ s for a role that publishes and one that consumes; both may be None."""
     lines = [
         f"{right.format(schema=quote(schema))} TO {quote(role)};"
@@ -128,18 +128,11 @@ def check(db: Database, schema: str) -> None:
     :raises SchemaError: it is missing, older, newer, of another cluster, or the role may not read
         it; says what to do.
     """
-    name = quote(check_schema(schema))
-    option = "" if schema == "pgsignals" else f" --schema {schema}"
-    version = version_of(db, schema)
-    if version is None:
-        raise SchemaError(
-            f"{db.name} has no schema {schema} of durable channels; install it with: "
-            f"pgsignals schema init{option}"
-        )
+    version = _installed(db, schema)
     if version < OLDEST:
         raise SchemaError(
             f"the schema {schema} of {db.name} has version {version}, and {OLDEST} is the oldest "
-            f"that works; upgrade it with: pgsignals schema upgrade{option}"
+            f"that works; upgrade it with: {command('upgrade', schema)}"
         )
     if version > VERSION:
         raise SchemaError(
@@ -147,14 +140,25 @@ def check(db: Database, schema: str) -> None:
             f"{VERSION}; install a newer pgsignals"
         )
     rows = db.execute(
-        f"SELECT m.system_id OPERATOR(pg_catalog.=) c.system_identifier FROM {name}.meta AS m, "
+        f"SELECT m.system_id OPERATOR(pg_catalog.=) c.system_identifier "
+        f"FROM {quote(schema)}.meta AS m, "
         "pg_catalog.pg_control_system() AS c"
     ).fetchall()
     if rows != [(True,)]:
         raise SchemaError(
             f"the schema {schema} of {db.name} was restored from another cluster, where its "
-            f"positions were made; adopt it with: pgsignals schema adopt{option}"
+            f"positions were made; adopt it with: {command('adopt', schema)}"
         )
+
+
+def _installed(db: Database, schema: str) -> int:
+    """The version that is installed.
+
+    :raises SchemaError: there is none, or the role may not read it.
+    """
+    if (version := version_of(db, check_schema(schema))) is None:
+        raise SchemaError(missing(schema, db.name))
+    return version
 
 
 def version_of(db: Database, schema: str) -> int | None:
@@ -176,7 +180,7 @@ def version_of(db: Database, schema: str) -> int | None:
     if not found[1]:
         raise SchemaError(
             f"the role may not read the schema {schema} of {db.name}; its owner can change that "
-            f"with: {grants_sql(schema, None, 'ROLE').splitlines()[0]}"
+            f"with: {grants_sql(schema, consumer='ROLE').splitlines()[0]}"
         )
     row: Any = db.execute(f"SELECT m.version FROM {quote(schema)}.meta AS m").fetchone()
     return None if row is None else int(row[0])
@@ -198,8 +202,7 @@ def adopt(db: Database, schema: str) -> bool:
     :returns: whether it was another one's.
     :raises SchemaError: it is missing.
     """
-    if version_of(db, schema) is None:
-        check(db, schema)
+    _installed(db, schema)
     row = db.execute(
         f"UPDATE {quote(schema)}.meta AS m SET system_id = c.system_identifier "
         "FROM pg_catalog.pg_control_system() AS c "
@@ -213,7 +216,5 @@ def drop(db: Database, schema: str) -> None:
 
     :raises SchemaError: it is missing.
     """
-    check_schema(schema)
-    if version_of(db, schema) is None:
-        check(db, schema)
+    _installed(db, schema)
     db.execute(f"DROP SCHEMA {quote(schema)} CASCADE")

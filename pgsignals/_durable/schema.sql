@@ -181,45 +181,9 @@ BEGIN
 END
 $publish_many$;
 
--- Groups, and how far each has read.
-
-CREATE DOMAIN {schema}.group_name AS pg_catalog.text
-    CONSTRAINT group_has_1_to_63_bytes CHECK (
-        pg_catalog.octet_length(value) OPERATOR(pg_catalog.>=) 1
-        AND pg_catalog.octet_length(value) OPERATOR(pg_catalog.<=) 63
-    );
-
-CREATE TABLE {schema}.consumer_group (
-    id pg_catalog.int4 NOT NULL PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
-    channel {schema}.channel NOT NULL,
-    name {schema}.group_name NOT NULL,
-    created_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.now(),
-    UNIQUE (channel, name)
-);
-
--- A lease is a set of slots of one group, with one position.  What is visible in s1 is done; what is
--- visible in s2 and not in s1 is the batch under way, done up to last_id.  Without s2 there is none.
-CREATE TABLE {schema}.lease (
-    id pg_catalog.int8 NOT NULL PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
-    group_id pg_catalog.int4 NOT NULL REFERENCES {schema}.consumer_group ON DELETE CASCADE,
-    slots pg_catalog.int8 NOT NULL,
-    s1 pg_catalog.pg_snapshot NOT NULL,
-    s2 pg_catalog.pg_snapshot,
-    last_id pg_catalog.int8 NOT NULL DEFAULT 0,
-    owner pg_catalog.text,
-    epoch pg_catalog.int8 NOT NULL DEFAULT 0,
-    until pg_catalog.timestamptz NOT NULL DEFAULT '-infinity'::pg_catalog.timestamptz
-) WITH (
-    fillfactor = 20,
-    autovacuum_vacuum_scale_factor = 0,
-    autovacuum_vacuum_threshold = 500,
-    autovacuum_vacuum_cost_delay = 0
-);
-
-ALTER TABLE {schema}.lease ALTER s1 SET STORAGE MAIN, ALTER s2 SET STORAGE MAIN;
-
-CREATE INDEX lease_group ON {schema}.lease (group_id);
-
+-- Reading.  A position is a snapshot: what is visible in s1 is done; what is visible in s2 and not in
+-- s1 is the batch under way, done up to last_id.
+--
 -- The next page of the batch from s1 to s2, after last_id; without s2 a batch begins.  Every row
 -- repeats s2 and, for a large batch, the bounds of its ids, lo and hi, which the next call is given
 -- back.  A page that is not full ends the batch; one that is empty is a row without an id.

@@ -36,13 +36,10 @@ def check_channel(name: object) -> str:
         raise ChannelNameError(
             "'*' means all channels in unlisten('*') and cannot name one; choose another name"
         )
-    size = len(encode_text(name, f"channel name {name!r}", ChannelNameError))
-    if size > MAX_CHANNEL_BYTES:
-        raise ChannelNameError(
-            f"channel name {name!r} has {size} bytes in UTF-8, over PostgreSQL's limit of "
-            f"{MAX_CHANNEL_BYTES}; shorten it, or hash its tail"
-        )
-    return name
+    limit = f"PostgreSQL's limit of {MAX_CHANNEL_BYTES}; shorten it, or hash its tail"
+    return check_size(
+        name, MAX_CHANNEL_BYTES, f"channel name {name!r}", limit, error=ChannelNameError
+    )
 
 
 def check_payload(payload: object, channel: str) -> str:
@@ -54,23 +51,43 @@ def check_payload(payload: object, channel: str) -> str:
     """
     if payload is None:
         return ""
+    what = f"the payload for channel {channel!r}"
+    limit = f"PostgreSQL's limit of {MAX_PAYLOAD_BYTES}; store it in a table and notify its key"
+    return check_size(payload_text(payload, what, "a str or None"), MAX_PAYLOAD_BYTES, what, limit)
+
+
+def payload_text(payload: object, what: str, kinds: str) -> str:
+    """The characters of a payload.
+
+    :param kinds: what it may be, for the message.
+    :raises TypeError: not a ``str``.
+    """
     if not isinstance(payload, str):
         hint = "decode it" if isinstance(payload, (bytes, bytearray)) else "json.dumps() makes one"
-        raise TypeError(
-            f"the payload for channel {channel!r} must be a str or None, not "
-            f"{type(payload).__name__}; {hint}"
-        )
-    payload = str.__str__(payload)
-    size = len(encode_text(payload, f"the payload for channel {channel!r}", PayloadError))
-    if size > MAX_PAYLOAD_BYTES:
-        raise PayloadError(
-            f"the payload for channel {channel!r} has {size} bytes in UTF-8, over PostgreSQL's "
-            f"limit of {MAX_PAYLOAD_BYTES}; store it in a table and notify its key"
-        )
-    return payload
+        raise TypeError(f"{what} must be {kinds}, not {type(payload).__name__}; {hint}")
+    return str.__str__(payload)
+
+
+def check_size(
+    text: str,
+    most: int,
+    what: str,
+    limit: str,
+    error: type[ChannelNameError | PayloadError] = PayloadError,
+) -> str:
+    """Return *text* if PostgreSQL can hold it in at most this many bytes of UTF-8.
+
+    :param limit: names the limit, and the way out.
+    :raises ChannelNameError: *error*, with *what* and never the text itself.
+    :raises PayloadError: likewise.
+    """
+    if (size := len(encode_text(text, what, error))) > most:
+        raise error(f"{what} has {size} bytes in UTF-8, over {limit}")
+    return text
 
 
 def encode_text(text: str, what: str, error: type[ChannelNameError | PayloadError]) -> bytes:
+    """*text* in UTF-8, if PostgreSQL can hold it; raises as :func:`check_size`."""
     problem = None
     try:
         encoded = text.encode()

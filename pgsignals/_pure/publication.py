@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 
-from pgsignals._pure.names import check_channel, encode_text
+from pgsignals._pure.names import check_channel, check_size, encode_text, payload_text
 from pgsignals.errors import PayloadError
 
 #: Bytes of a key, and of a payload where ``schema init`` has not been given another limit.
@@ -102,33 +102,17 @@ def check_event_payload(payload: object, channel: str) -> str:
 
     :param channel: named in the message; the payload itself never is.
     """
-    if not isinstance(payload, str):
-        hint = "decode it" if isinstance(payload, (bytes, bytearray)) else "json.dumps() makes one"
-        raise TypeError(
-            f"the payload for channel {channel!r} must be a str, not {type(payload).__name__}; "
-            f"{hint}"
-        )
-    text = str.__str__(payload)
-    size = len(encode_text(text, f"the payload for channel {channel!r}", PayloadError))
-    if size > MAX_EVENT_BYTES:
-        raise PayloadError(
-            f"the payload for channel {channel!r} has {size} bytes in UTF-8, over the limit of "
-            f"{MAX_EVENT_BYTES}; store it elsewhere and publish where it is"
-        )
-    return text
+    what = f"the payload for channel {channel!r}"
+    limit = f"the limit of {MAX_EVENT_BYTES}; store it elsewhere and publish where it is"
+    return check_size(payload_text(payload, what, "a str"), MAX_EVENT_BYTES, what, limit)
 
 
 def check_key(key: object) -> str | None:
     """Return *key* if an event can have it; None is none, ``""`` is one."""
     if key is None:
         return None
-    text = _text(key, "key")
-    size = len(text.encode())
-    if size > MAX_KEY_BYTES:
-        raise PayloadError(
-            f"the key has {size} bytes in UTF-8, over the limit of {MAX_KEY_BYTES}; hash it"
-        )
-    return text
+    limit = f"the limit of {MAX_KEY_BYTES}; hash it"
+    return check_size(_text(key, "key"), MAX_KEY_BYTES, "the key", limit)
 
 
 def _headers(headers: object) -> Mapping[str, str] | None:

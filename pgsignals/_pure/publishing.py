@@ -61,18 +61,27 @@ def why_refused(sqlstate: str | None, schema: str, name: str) -> str | None:
 
     :param name: of the database.
     """
-    option = "" if schema == SCHEMA else f" --schema {schema}"
     if sqlstate in ("3F000", "42883", "42P01"):
-        return (
-            f"{name} has no schema {schema} of durable channels; install it with: "
-            f"pgsignals schema init{option}"
-        )
+        return missing(schema, name)
     if sqlstate == "42501":
         return (
             f"the role may not publish in the schema {schema} of {name}; let it with: "
-            f"pgsignals schema init{option} --grants publisher=ROLE"
+            f"{command('init', schema)} --grants publisher=ROLE"
         )
     return None
+
+
+def missing(schema: str, name: str) -> str:
+    """The message for a database that has no durable channels."""
+    return (
+        f"{name} has no schema {schema} for durable channels; install it with: "
+        f"{command('init', schema)}"
+    )
+
+
+def command(action: str, schema: str) -> str:
+    """The command that does something to a schema."""
+    return f"pgsignals schema {action}{'' if schema == SCHEMA else f' --schema {schema}'}"
 
 
 def publish_many(

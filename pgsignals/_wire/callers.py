@@ -76,6 +76,8 @@ def _of_django(connection: object) -> Any:
     if db is None:
         return None
     if isinstance(connection, str):
+        if connection not in set(db.connections):  # else Django would show it: perhaps a DSN
+            return None
         connection = db.connections[connection]
     elif isinstance(connection, type(db.connection)):  # stands for the default one
         connection = db.connections[db.DEFAULT_DB_ALIAS]

@@ -10,6 +10,7 @@ from pgsignals.cli.arguments import (
     NAME,
     WHERE,
     Commands,
+    Parser,
     add_command,
     add_dsn,
     channel_name,
@@ -38,17 +39,22 @@ Exit status: 0 sent, 1 not sent, 2 usage error, or a payload that the server wou
 def add(commands: Commands) -> None:
     """Define ``pgsignals notify`` and its options."""
     parser = add_command(commands, "notify", "send a notification", ABOUT, ABOUT_STATUS, notify)
+    add_message(parser)
+    add_dsn(parser)
+
+
+def add_message(parser: Parser) -> None:
+    """Add a channel and a payload."""
     parser.add_argument("channel", metavar="CHANNEL", type=channel_name, help=NAME)
     parser.add_argument(
         "payload", metavar="PAYLOAD", nargs="?", default="", help='text, or "-" for standard input'
     )
-    add_dsn(parser)
 
 
 def notify(args: argparse.Namespace) -> int:
     """Send the notification, and return the exit status."""
     try:
-        payload = read_payload() if args.payload == "-" else args.payload
+        payload = payload_of(args)
         check_payload(payload, args.channel)
     except PayloadError as error:
         say(str(error))
@@ -59,8 +65,14 @@ def notify(args: argparse.Namespace) -> int:
     return 0
 
 
-def read_payload() -> str:
-    """Read the payload from standard input, without a final newline."""
+def payload_of(args: argparse.Namespace) -> str:
+    """The payload, which ``-`` reads from standard input, without a final newline.
+
+    :raises PayloadError: standard input cannot be read, or is not UTF-8.
+    """
+    payload: str = args.payload
+    if payload != "-":
+        return payload
     try:
         with open(0, "rb", closefd=False) as stdin:
             return stdin.read().decode().removesuffix("\n")

@@ -5,17 +5,8 @@ from __future__ import annotations
 import argparse
 
 from pgsignals._pure.publication import publication
-from pgsignals.cli.arguments import (
-    MISUSED,
-    NAME,
-    WHERE,
-    Commands,
-    add_command,
-    add_dsn,
-    channel_name,
-    database_of,
-)
-from pgsignals.cli.notify import read_payload
+from pgsignals.cli.arguments import MISUSED, WHERE, Commands, add_command, add_dsn, database_of
+from pgsignals.cli.notify import add_message, payload_of
 from pgsignals.cli.schema import add_schema
 from pgsignals.cli.terminal import say
 from pgsignals.database import connect
@@ -39,10 +30,7 @@ Exit status: 0 published, 1 not published, 2 usage error, or an event that the s
 def add(commands: Commands) -> None:
     """Add the command."""
     parser = add_command(commands, "publish", "publish an event", ABOUT, ABOUT_STATUS, publish)
-    parser.add_argument("channel", metavar="CHANNEL", type=channel_name, help=NAME)
-    parser.add_argument(
-        "payload", metavar="PAYLOAD", nargs="?", default="", help='text, or "-" for standard input'
-    )
+    add_message(parser)
     parser.add_argument("--key", metavar="K", help="events of one key keep their order")
     add_schema(parser)
     add_dsn(parser)
@@ -51,11 +39,11 @@ def add(commands: Commands) -> None:
 def publish(args: argparse.Namespace) -> int:
     """Publish it, and print the id."""
     try:
-        payload = read_payload() if args.payload == "-" else args.payload
-        event = publication(args.channel, payload, key=args.key)
+        event = publication(args.channel, payload_of(args), key=args.key)
     except PayloadError as error:
         say(str(error))
         return MISUSED
     with connect(database_of(args)) as db:
+        db._custody.clear_search_path()
         print(db.publish(event.channel, event.payload, key=event.key, schema=args.schema))
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Callable
 
 from pgsignals._durable import schema as durable
 from pgsignals._durable.schema import Limits
@@ -46,14 +47,9 @@ def add(commands: Commands) -> None:
         commands, "schema", "install durable channels", ABOUT, ABOUT_STATUS, lambda _: 2
     )
     actions = parser.add_subparsers(metavar="ACTION", required=True)
-    for name, what, run in (
-        ("init", "install it, or change the limits that are given", init),
-        ("upgrade", "bring it to the version of this release", upgrade),
-        ("check", "see whether this release can work with it", check),
-        ("adopt", "make a restored one this cluster's", adopt),
-        ("drop", "remove it, with all events", drop),
-    ):
-        action = add_command(actions, name, what, what, ABOUT_STATUS, run)
+    for name, (what, _) in ACTIONS.items():
+        action = add_command(actions, name, what, what, ABOUT_STATUS, act)
+        action.set_defaults(action=name)
         add_schema(action)
         add_dsn(action)
         if name == "init":
@@ -102,61 +98,61 @@ def _add_limits(parser: Parser) -> None:
     parser.add_argument("--print", action="store_true", help="print the SQL instead of running it")
 
 
-def init(args: argparse.Namespace) -> int:
-    """Install the schema, or change its limits."""
-    limits = Limits(args.keep, args.max_age, args.max_payload)
-    roles = dict(args.grants)
-    publisher, consumer = roles.get("publisher"), roles.get("consumer")
-    if args.print:
-        parts = (
-            durable.install_sql(args.schema, limits),
-            durable.grants_sql(args.schema, publisher, consumer),
-        )
-        print("\n".join(part.rstrip() for part in parts if part))
+def act(args: argparse.Namespace) -> int:
+    """Do it, and say what has become of the schema."""
+    if args.action == "init" and args.print:
+        print(_sql(args))
         return 0
-    with _database(args) as db:
-        fresh = durable.init(db, args.schema, limits, publisher=publisher, consumer=consumer)
-        done = "installed" if fresh else "already installed"
-        say(f"schema {args.schema} of {db.name}: {done}, version {durable.VERSION}")
+    _, run = ACTIONS[args.action]
+    with connect(database_of(args)) as db:
+        db._custody.clear_search_path()
+        say(f"schema {args.schema} of {db.name}: {run(db, args)}")
     return 0
 
 
-def upgrade(args: argparse.Namespace) -> int:
-    """Bring the schema to the version of this release."""
-    with _database(args) as db:
-        changed = durable.upgrade(db, args.schema)
-        done = "upgraded" if changed else "already up to date"
-        say(f"schema {args.schema} of {db.name}: {done}, version {durable.VERSION}")
-    return 0
+def _init(db: Database, args: argparse.Namespace) -> str:
+    fresh = durable.init(db, args.schema, _limits(args), **dict(args.grants))
+    return f"{'installed' if fresh else 'already installed'}, version {durable.VERSION}"
 
 
-def check(args: argparse.Namespace) -> int:
-    """Refuse a schema that this release cannot work with."""
-    with _database(args) as db:
-        durable.check(db, args.schema)
-        say(f"schema {args.schema} of {db.name}: ok, version {durable.VERSION}")
-    return 0
+def _upgrade(db: Database, args: argparse.Namespace) -> str:
+    changed = durable.upgrade(db, args.schema)
+    return f"{'upgraded' if changed else 'already up to date'}, version {durable.VERSION}"
 
 
-def adopt(args: argparse.Namespace) -> int:
-    """Make a restored schema this cluster's."""
-    with _database(args) as db:
-        adopted = durable.adopt(db, args.schema)
-        done = "adopted" if adopted else "already this cluster's"
-        say(f"schema {args.schema} of {db.name}: {done}")
-    return 0
+def _check(db: Database, args: argparse.Namespace) -> str:
+    durable.check(db, args.schema)
+    return f"ok, version {durable.VERSION}"
 
 
-def drop(args: argparse.Namespace) -> int:
-    """Remove the schema."""
-    with _database(args) as db:
-        durable.drop(db, args.schema)
-        say(f"schema {args.schema} of {db.name}: dropped")
-    return 0
+def _adopt(db: Database, args: argparse.Namespace) -> str:
+    return "adopted" if durable.adopt(db, args.schema) else "already this cluster's"
 
 
-def _database(args: argparse.Namespace) -> Database:
-    return connect(database_of(args))
+def _drop(db: Database, args: argparse.Namespace) -> str:
+    durable.drop(db, args.schema)
+    return "dropped"
+
+
+#: Each with its help, and what does it and returns what to say.
+ACTIONS: dict[str, tuple[str, Callable[[Database, argparse.Namespace], str]]] = {
+    "init": ("install it, or change the limits that are given", _init),
+    "upgrade": ("bring it to the version of this release", _upgrade),
+    "check": ("see whether this release can work with it", _check),
+    "adopt": ("make a restored one this cluster's", _adopt),
+    "drop": ("remove it, with all events", _drop),
+}
+
+
+def _limits(args: argparse.Namespace) -> Limits:
+    return Limits(args.keep, args.max_age, args.max_payload)
+
+
+def _sql(args: argparse.Namespace) -> str:
+    """What ``init`` would run."""
+    install = durable.install_sql(args.schema, _limits(args))
+    grants = durable.grants_sql(args.schema, **dict(args.grants))
+    return "\n".join(part.rstrip() for part in (install, grants) if part)
 
 
 # -- what argparse calls to read a word ----------------------------------------------------------
