@@ -89,7 +89,7 @@ def test_demo_runs_on_a_server_of_its_own_and_verifies_what_it_shows() -> None:
         r"pgsignals demo: a shop in PostgreSQL \d+\.\d+, a throwaway server, for 3 s",
         r"kill: pg_terminate_backend\(\d+\)",
         r"lost: our session is gone \(ended, 57P01\)",
-        r"gap \(reconnect\): caught up with \d+ orders and [1-9]\d* items of stock",
+        r"gap \(reconnect\): read \d+ orders and [1-9]\d* items of stock again",
         r"verified:",
         r"ok      stock: 8 of 8 items in the cache match the table",
         r"ok      orders: [1-9]\d* in the table, [1-9]\d* notified",

@@ -79,9 +79,7 @@ def watch(reactor: Reactor, shop: Shop) -> None:
     def missed(db: Database, *, gap: Gap) -> None:
         orders, items = refill(db, shop)
         shop.gaps += 1
-        shop.report(
-            f"gap ({gap.reason}): caught up with {orders} orders and {items} items of stock"
-        )
+        shop.report(f"gap ({gap.reason}): read {orders} orders and {items} items of stock again")
 
     reactor.connected.connect(connected, weak=False)  # nothing else keeps these functions
     reactor.lost.connect(lost, weak=False)
